@@ -1,0 +1,1 @@
+"""Who may speak: identities, credentials, the development CA. Never a socket."""
