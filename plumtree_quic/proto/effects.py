@@ -1,0 +1,211 @@
+"""What a core asks for (orders) and what it has learnt (facts). Values only, no behaviour.
+
+Every input of a core returns a list of these. One driver performs them over real links, the
+simulator performs the same ones on a virtual network; counters, logs and traces are taken where
+they cross that boundary.
+"""
+
+import attrs
+
+from plumtree_quic.ids import MemberKey, NodeId
+from plumtree_quic.messages import Ack, Bundle, Gossip, Message, Ping, Range, Record
+
+__all__ = [
+    "Deliver",
+    "DialSeed",
+    "Effect",
+    "GraftFailed",
+    "GraftSent",
+    "Link",
+    "MemberFailed",
+    "MemberJoined",
+    "MemberLeft",
+    "MemberSuspected",
+    "MemberUpdated",
+    "PeerDemoted",
+    "PeerPromoted",
+    "PruneSent",
+    "Push",
+    "Send",
+    "SendDatagram",
+    "Strike",
+    "Superseded",
+    "Unlink",
+]
+
+
+# --- orders -------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Send:
+    """Queue `message` on the link to `peer`, on the lane that LANE_OF names."""
+
+    peer: NodeId
+    message: Message
+
+
+@attrs.frozen
+class Push:
+    """Queue one and the same gossip frame on the links to all of `peers`."""
+
+    peers: tuple[NodeId, ...]
+    message: Gossip
+
+
+@attrs.frozen
+class SendDatagram:
+    """Send a probe or its echo at once, or drop it: a stale one is worth nothing."""
+
+    peer: NodeId
+    message: Ping | Ack
+
+
+@attrs.frozen
+class Link:
+    """The overlay wants a link to `peer`: dial it if there is none, and keep it."""
+
+    peer: NodeId
+    addresses: tuple[str, ...]
+
+
+@attrs.frozen
+class Unlink:
+    """The overlay no longer wants the link to `peer`; it goes when the peer wants it neither."""
+
+    peer: NodeId
+
+
+@attrs.frozen
+class DialSeed:
+    """Resolve and dial `address` ("host:port"), whoever answers there."""
+
+    address: str
+
+
+# --- facts: broadcast ---------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Deliver:
+    """First copy of `bundle`, after `hop` links, by way of `peer`; due to the application."""
+
+    bundle: Bundle
+    hop: int
+    peer: NodeId
+
+
+@attrs.frozen
+class PeerPromoted:
+    """We push at least one origin to `peer`, and did not before."""
+
+    peer: NodeId
+
+
+@attrs.frozen
+class PeerDemoted:
+    """We no longer push anything to `peer`."""
+
+    peer: NodeId
+
+
+@attrs.frozen
+class GraftSent:
+    """Announced and not received in time: `peer` was asked for these ranges."""
+
+    peer: NodeId
+    origin: MemberKey
+    ranges: tuple[Range, ...]
+
+
+@attrs.frozen
+class GraftFailed:
+    """Nobody served this range after all retries; anti-entropy goes on with it."""
+
+    origin: MemberKey
+    epoch: int
+    missing: Range
+
+
+@attrs.frozen
+class PruneSent:
+    """`peer` was told to push this origin here no more."""
+
+    peer: NodeId
+    origin: MemberKey
+
+
+# --- facts: membership --------------------------------------------------------------------------
+
+
+@attrs.frozen
+class MemberJoined:
+    """A member that was unknown, dead or gone is alive."""
+
+    record: Record
+
+
+@attrs.frozen
+class MemberUpdated:
+    """A living member has a newer record: other addresses, zone, meta or epoch."""
+
+    record: Record
+
+
+@attrs.frozen
+class MemberSuspected:
+    """Somebody accuses a member of silence; it may still refute."""
+
+    node_id: NodeId
+
+
+@attrs.frozen
+class MemberFailed:
+    """The suspicion of a member ran out: we hold it for dead."""
+
+    node_id: NodeId
+
+
+@attrs.frozen
+class MemberLeft:
+    """A member said goodbye to the cluster."""
+
+    node_id: NodeId
+
+
+@attrs.frozen
+class Superseded:
+    """A newer start of our own identity is alive (`epoch`): this node must stop."""
+
+    epoch: int
+
+
+@attrs.frozen
+class Strike:
+    """`peer` broke a rule that honest peers keep; the driver counts and may cut the link."""
+
+    peer: NodeId
+    reason: str
+
+
+Effect = (
+    Send
+    | Push
+    | SendDatagram
+    | Link
+    | Unlink
+    | DialSeed
+    | Deliver
+    | PeerPromoted
+    | PeerDemoted
+    | GraftSent
+    | GraftFailed
+    | PruneSent
+    | MemberJoined
+    | MemberUpdated
+    | MemberSuspected
+    | MemberFailed
+    | MemberLeft
+    | Superseded
+    | Strike
+)
