@@ -99,6 +99,8 @@ class Core:
         make_record: makes (and signs) our record with a given incarnation.
         make_fact: makes (and signs) a fact ``(subject, epoch, incarnation, state)``.
         wall_ms: the wall clock in milliseconds, for validity dates alone.
+        judge: asked once about each new bundle of a known origin before it is forwarded; False
+            refuses it at this node.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Core:
         make_record: Callable[[int], Record],
         make_fact: Callable[[MemberKey, int, int, MemberState], Fact],
         wall_ms: Callable[[], int],
+        judge: Callable[[Bundle], bool] | None = None,
     ) -> None:
         self.me = record.node_id
         self.key = member_key(record.node_id)
@@ -120,6 +123,8 @@ class Core:
         self._seeds = Seeds(record.addresses, rng)
         self._links: dict[NodeId, _LinkState] = {}
         self._unwanted: dict[NodeId, float] = {}
+        self._judge = judge
+        self.refused = 0
         self.parked_expired = 0
         self.parked_refused = 0
         self.leaving = False
@@ -173,7 +178,7 @@ class Core:
         if isinstance(message, Gossip | Repair):
             if self.table.node_id_of(message.bundle.origin) is None:
                 return self._park(peer, link, message, now)
-            return self._own_undelivered(self._plumtree.receive(peer, message, now))
+            return self._on_bundle(peer, message, now)
         if isinstance(message, _PLUMTREE):
             return list(self._plumtree.receive(peer, message, now))
         if isinstance(message, _SWIM):
@@ -198,10 +203,6 @@ class Core:
     def broadcast(self, bundle: Bundle, now: float) -> list[Effect]:
         """Push a bundle of our own; its sequence numbers follow the last one's."""
         return list(self._plumtree.broadcast(bundle, now))
-
-    def refuse(self, peer: NodeId, message: Gossip | Repair, now: float) -> list[Effect]:
-        """The application rejects this bundle: seen, but neither delivered, held nor forwarded."""
-        return list(self._plumtree.refuse(peer, message, now))
 
     def congested(self, peer: NodeId, now: float) -> list[Effect]:
         """The link to `peer` has no room for pushes; they become announcements."""
@@ -266,6 +267,10 @@ class Core:
         """Who `key` stands for, when we know."""
         return self.table.node_id_of(key)
 
+    def seeds_answered(self) -> int:
+        """How many seeds have answered since the start."""
+        return self._seeds.answered_count()
+
     def yours(self, peer: NodeId) -> Record | None:
         """The newest record of `peer` that we hold: for the hello to it."""
         return self.table.record_of(member_key(peer))
@@ -273,10 +278,6 @@ class Core:
     def wants(self, peer: NodeId) -> bool:
         """Whether our overlay wants a link to `peer`."""
         return self._overlay.wants(peer)
-
-    def seen(self, bundle: Bundle) -> bool:
-        """Whether all of `bundle` was delivered or refused here before."""
-        return self._plumtree.has_seen(bundle)
 
     def peers(self) -> list[PeerView]:
         """The links that are up, in the order in which they came up."""
@@ -360,7 +361,7 @@ class Core:
                 waiting.append((deadline, message))
                 continue
             link.parked_bytes -= len(message.bundle.raw)
-            effects += self._own_undelivered(self._plumtree.receive(peer, message, now))
+            effects += self._on_bundle(peer, message, now)
         link.parked = waiting
         return effects
 
@@ -375,13 +376,21 @@ class Core:
                 link.parked_bytes -= len(message.bundle.raw)
                 self.parked_expired += 1
 
-    def _own_undelivered(self, effects: Iterable[Effect]) -> list[Effect]:
-        # A former life's broadcasts come back to us like any other: forwarded, never delivered.
-        return [
-            effect
-            for effect in effects
-            if not (isinstance(effect, Deliver) and effect.bundle.origin == self.key)
-        ]
+    def _on_bundle(self, peer: NodeId, message: Gossip | Repair, now: float) -> list[Effect]:
+        bundle = message.bundle
+        if (
+            self._judge is not None
+            and not self._plumtree.has_seen(bundle)
+            and not self._judge(bundle)
+        ):
+            # Seen, but neither delivered, held nor forwarded, and not asked for again.
+            self.refused += 1
+            return list(self._plumtree.refuse(peer, message, now))
+        effects = self._plumtree.receive(peer, message, now)
+        if bundle.origin == self.key:
+            # A former life's broadcasts come back like any other: forwarded, never delivered.
+            return [effect for effect in effects if not isinstance(effect, Deliver)]
+        return list(effects)
 
 
 def _due(deadline: float | None, now: float) -> bool:

@@ -1,0 +1,829 @@
+"""The driver: one socket, one endpoint, one core, one loop. The only place where cores meet links.
+
+A turn is: read all that the socket holds, feed the endpoint, take its events, give them to the
+core, perform the effects, transmit once per link touched, arm one timer. Nothing in a turn
+awaits. Whatever must be decided is decided in proto/; whatever an application sees is in node.py.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from typing import Protocol
+
+import attrs
+
+from plumtree_quic import wire
+from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.errors import ConfigError, LinkError, PlumtreeError, WireError
+from plumtree_quic.ids import MemberKey, NodeId, member_key
+from plumtree_quic.messages import (
+    Bundle,
+    Direct,
+    Fact,
+    Gossip,
+    GraftRefused,
+    Lane,
+    MemberState,
+    Record,
+    RefusedReason,
+    Repair,
+)
+from plumtree_quic.net.endpoint import Endpoint
+from plumtree_quic.net.events import (
+    DatagramReceived,
+    DialFailed,
+    Event,
+    Fresh,
+    LinkDown,
+    LinkReplaced,
+    LinkUp,
+    Received,
+    SecurityEvent,
+    Writable,
+)
+from plumtree_quic.net.link import Link as NetLink
+from plumtree_quic.net.settings import NetSettings
+from plumtree_quic.net.udp import UdpSocket, parse_address
+from plumtree_quic.proto.core import Core
+from plumtree_quic.proto.effects import (
+    Deliver,
+    DialSeed,
+    Effect,
+    Link,
+    Push,
+    Send,
+    SendDatagram,
+    Strike,
+    Superseded,
+    Unlink,
+)
+from plumtree_quic.security.credentials import QuicConfig
+
+__all__ = ["Driver", "Sink"]
+
+logger = logging.getLogger("plumtree_quic")
+
+# A push link without room holds everything back this long; then its bundles are announced
+# instead, for trees of several origins may wait for one another in a ring (ARCHITECTURE 4).
+BLOCKED_S = 0.25
+# Answers to grafts wait in a budget of their own; what is beyond it is answered "busy".
+REPAIR_BACKLOG_BYTES = 65_536
+# The timer fires at least this often, so that a stalled loop notices its own lateness.
+HEARTBEAT_S = 1.0
+LATE_S = 0.1
+HEARD_EVERY_S = 0.1
+RECORD_VALID_MS = 24 * 3600 * 1000
+STRIKES_MAX = 3
+CLOSE_PROTOCOL_ERROR = 0x15
+CLOSE_GOING_AWAY = 0x10
+
+
+class Sink(Protocol):
+    """What the driver tells the node. Must not raise and must not block."""
+
+    def deliver(self, bundle: Bundle, hop: int) -> None:
+        """A bundle is due to the application, for the first time."""
+
+    def fact(self, effect: Effect) -> None:
+        """Something happened in the cluster or in the tree: one of the fact effects."""
+
+    def direct(self, peer: NodeId, message: Direct) -> None:
+        """A message for this node alone."""
+
+    def link_up(self, peer: NodeId) -> None:
+        """The first link to `peer` is greeted."""
+
+    def security_event(self, kind: str, fields: dict[str, object]) -> None:
+        """Something that an operator's security log wants."""
+
+    def superseded(self, epoch: int) -> None:
+        """A newer start of our own identity lives: stop."""
+
+
+@attrs.define
+class Counters:
+    """What crossed the driver's boundary since the start. Plain integers."""
+
+    bundles_sent: int = 0
+    bundles_built: int = 0
+    messages_accepted: int = 0
+    copies_gossip: int = 0
+    copies_repair: int = 0
+    bundles_delivered: int = 0
+    bundles_malformed: int = 0
+    grafts_busy: int = 0
+    strikes: int = 0
+    blocked: int = 0
+    congested: int = 0
+    turns: int = 0
+    errors: int = 0
+
+
+@attrs.define
+class _Peer:
+    """What the driver keeps per link, in the link's context."""
+
+    heard_at: float = 0.0
+    strikes: int = 0
+
+
+class Driver:
+    """Runs one node on the current event loop.
+
+    Args:
+        quic: our identity.
+        config: the protocol's settings.
+        listen: ``(host, port)`` to bind; port 0 takes a free one.
+        advertise: ``host:port`` that others dial, or None for the bound address.
+        sink: the node.
+        epoch: the start epoch in milliseconds, see MessageId.
+        judge: called before a bundle of a known origin is forwarded; False refuses it.
+    """
+
+    def __init__(
+        self,
+        quic: QuicConfig,
+        config: PlumtreeConfig,
+        *,
+        listen: tuple[str, int],
+        advertise: str | None,
+        sink: Sink,
+        epoch: int,
+        judge: Callable[[Bundle], bool] | None = None,
+        rng: Random | None = None,
+    ) -> None:
+        self._quic = quic
+        self._config = config
+        self._listen = listen
+        self._advertise = advertise
+        self._sink = sink
+        self._judge = judge
+        self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
+        self.epoch = epoch
+        self.counters = Counters()
+        self.trace_copy: Callable[[Bundle], None] | None = None
+        self.started = False
+        self.closed = False
+        self.address = ""
+        self._was_up = False
+        self._loop: asyncio.AbstractEventLoop
+        self._socket: UdpSocket
+        self._endpoint: Endpoint
+        self.core: Core
+        self._next_seq = 1
+        self._outbox: list[tuple[str, bytes]] = []
+        self._outbox_bytes = 0
+        self._outbox_topics: set[str] = set()
+        self._outbox_due = 0.0
+        self._turn_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._beat = 0.0
+        self._blocked: dict[NodeId, float] = {}
+        self._congested: dict[NodeId, float] = {}
+        self._holding = False
+        self._gate: deque[asyncio.Future[None]] = deque()
+        self._idle_waiters: list[asyncio.Future[None]] = []
+        self._dialling: dict[tuple[str, int], str] = {}
+        self._seed_addresses: list[str] = []
+        self.last_seed_error: PlumtreeError | None = None
+        self._resolving: set[asyncio.Task[None]] = set()
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind the socket and begin. Raises LinkError when the address is taken."""
+        self._loop = asyncio.get_running_loop()
+        self._socket = UdpSocket.bind(*self._listen, self._on_datagrams)
+        try:
+            self.address = self._advertised()
+            settings = NetSettings(
+                lane_window=self._config.lane_window,
+                loopback=self._socket.is_loopback,
+            )
+            now = self._loop.time()
+            self._endpoint = Endpoint(
+                lambda: self._quic.credentials,
+                settings,
+                rng=self._rng,
+                record=lambda: self.core.record,
+                yours=lambda peer: self.core.yours(peer),
+                wanted=lambda peer: self.core.wants(peer),
+            )
+            self.core = self._make_core()
+        except BaseException:
+            self._socket.close()
+            raise
+        self.started = True
+        self._beat = now
+        self._perform(self.core.start(now), now)
+        self._turn()
+
+    def _advertised(self) -> str:
+        host, port = self._socket.address
+        if self._advertise is None:
+            if host in ("0.0.0.0", "::"):  # noqa: S104 - the very thing that is refused here
+                raise ConfigError(
+                    f"listening on {host}:{port} needs an address that others can dial: "
+                    "pass advertise='10.0.0.5' (or PLUMTREE_ADVERTISE_ADDR)"
+                )
+            return _join_address(host, port)
+        if self._advertise.startswith("[") or self._advertise.count(":") <= 1:
+            host, _, text = self._advertise.rpartition(":")
+            if host and text.isdigit():
+                return self._advertise
+            return f"{self._advertise}:{port}"
+        return _join_address(self._advertise, port)
+
+    def _make_core(self) -> Core:
+        node_id, own_key = self._quic.node_id, member_key(self._quic.node_id)
+        epoch, address = self.epoch, self.address
+
+        def make_record(incarnation: int) -> Record:
+            return wire.build_record(
+                node_id=node_id,
+                epoch=epoch,
+                incarnation=incarnation,
+                addresses=(address,),
+                valid_until=_wall_ms() + RECORD_VALID_MS,
+            )
+
+        def make_fact(
+            subject: MemberKey, subject_epoch: int, incarnation: int, state: MemberState
+        ) -> Fact:
+            return wire.build_fact(
+                subject=subject,
+                epoch=subject_epoch,
+                incarnation=incarnation,
+                state=state,
+                signer=own_key,
+            )
+
+        return Core(
+            make_record(0),
+            self._config,
+            self._rng,
+            make_record=make_record,
+            make_fact=make_fact,
+            wall_ms=_wall_ms,
+            judge=self._judge,
+        )
+
+    def seeds(self, addresses: Sequence[str]) -> None:
+        """Dial these seeds now, and again until they answer."""
+        self._seed_addresses += [each for each in addresses if each not in self._seed_addresses]
+        now = self._loop.time()
+        self._perform(self.core.seeds(addresses, now), now)
+        self._schedule_turn()
+
+    def leave(self) -> None:
+        """Announce that we go."""
+        now = self._loop.time()
+        self._flush(now)
+        self._perform(self.core.leave(now), now)
+        self._schedule_turn()
+
+    async def idle(self, timeout_s: float) -> bool:
+        """Wait until all that was accepted has been acknowledged by the links' other ends."""
+        deadline = self._loop.time() + timeout_s
+        while not self._is_idle():
+            remaining = deadline - self._loop.time()
+            if remaining <= 0:
+                return False
+            waiter = self._loop.create_future()
+            self._idle_waiters.append(waiter)
+            self._schedule_turn()
+            try:
+                async with asyncio.timeout(min(remaining, 0.05)):
+                    await waiter
+            except TimeoutError:
+                continue
+        return True
+
+    def _is_idle(self) -> bool:
+        if self._outbox:
+            return False
+        return all(
+            link.backlog(lane) == 0
+            for link in self._endpoint.links()
+            for lane in (Lane.CONTROL, Lane.IHAVE, Lane.GOSSIP, Lane.SYNC, Lane.DIRECT)
+        ) and all(link.path().bytes_in_flight == 0 for link in self._endpoint.links())
+
+    def unsent(self) -> int:
+        """Bytes that were accepted and have not left this node."""
+        return self._outbox_bytes + sum(
+            link.backlog(Lane.GOSSIP) + link.backlog(Lane.DIRECT)
+            for link in self._endpoint.links()
+        )
+
+    async def close(self, timeout_s: float) -> None:
+        """Close all links with GOING_AWAY, wait for it to be out, free the socket."""
+        if self.closed or not self.started:
+            return
+        now = self._loop.time()
+        self._endpoint.close(now, CLOSE_GOING_AWAY, "shutdown")
+        self._turn()
+        deadline = now + timeout_s
+        while not self._endpoint.closed and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+            self._turn()
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._resolving:
+            task.cancel()
+        self._socket.close()
+        for waiter in (*self._gate, *self._idle_waiters):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- publishing -----------------------------------------------------------------------------
+
+    @property
+    def egress_open(self) -> bool:
+        """Whether the links that we push to have room for more."""
+        if self._blocked:
+            return False
+        return len(self._congested) * 2 <= len(self._endpoint.links())
+
+    async def wait_egress(self) -> None:
+        """Wait until there is room again, at most BLOCKED_S (then we announce instead)."""
+        deadline = self._loop.time() + BLOCKED_S
+        while not self.closed and not self.egress_open:
+            remaining = deadline - self._loop.time()
+            if remaining <= 0:
+                return
+            waiter = self._loop.create_future()
+            self._gate.append(waiter)
+            try:
+                async with asyncio.timeout(remaining):
+                    await waiter
+            except TimeoutError:
+                return
+
+    def accept(self, topic: str, payload: bytes) -> tuple[int, bool]:
+        """Number one message. Returns its seq, and whether a bundle became full with it."""
+        size = len(payload) + 8
+        config = self._config
+        if self._outbox and (
+            self._outbox_bytes + size > config.bundle_bytes_max
+            or (topic not in self._outbox_topics and len(self._outbox_topics) >= wire.TOPICS_MAX)
+        ):
+            self._flush(self._loop.time())
+        if not self._outbox:
+            self._outbox_due = self._loop.time() + config.linger
+        self._outbox.append((topic, payload))
+        self._outbox_bytes += size
+        self._outbox_topics.add(topic)
+        self.counters.messages_accepted += 1
+        seq = self._next_seq + len(self._outbox) - 1
+        full = (
+            len(self._outbox) >= config.bundle_messages_max
+            or self._outbox_bytes >= config.bundle_bytes_max
+        )
+        if full:
+            self._flush(self._loop.time())
+        self._schedule_turn()
+        return seq, full
+
+    def _flush(self, now: float) -> None:
+        if not self._outbox:
+            return
+        messages, self._outbox = self._outbox, []
+        self._outbox_bytes = 0
+        self._outbox_topics.clear()
+        compression = self._config.compression
+        bundle = wire.build_bundle(
+            origin=self.core.key,
+            epoch=self.epoch,
+            first=self._next_seq,
+            messages=messages,
+            zstd_level=compression.level if compression.enabled else None,
+            zstd_bytes_min=compression.min_payload_size,
+        )
+        self.counters.bundles_built += 1
+        self._next_seq += len(messages)
+        self._perform(self.core.broadcast(bundle, now), now)
+
+    # --- direct messages ------------------------------------------------------------------------
+
+    def send_direct(self, peer: NodeId, message: Direct) -> bool:
+        """Queue a direct message; False without a link to `peer`."""
+        link = self._endpoint.link(peer)
+        if link is None:
+            return False
+        link.send(message)
+        self._schedule_turn()
+        return True
+
+    def dial_member(self, peer: NodeId) -> bool:
+        """Dial a member that the overlay does not link us with; False when it is unknown."""
+        record = self.core.yours(peer)
+        if record is None:
+            return False
+        for address in record.addresses:
+            self._with_address(
+                address, lambda numeric: self._endpoint.dial(numeric, peer, self._loop.time())
+            )
+        self._schedule_turn()
+        return True
+
+    def linked(self, peer: NodeId) -> bool:
+        """Whether a greeted link to `peer` is up."""
+        return self._endpoint.link(peer) is not None
+
+    def rtt_s(self, peer: NodeId) -> float | None:
+        """Smoothed round trip of the link to `peer`, in seconds."""
+        link = self._endpoint.link(peer)
+        return link.path().rtt_s if link is not None else None
+
+    def link_address(self, peer: NodeId) -> str:
+        """Where the link to `peer` goes, as host:port; empty without one."""
+        link = self._endpoint.link(peer)
+        return _join_address(*link.address[:2]) if link is not None else ""
+
+    # --- a turn ---------------------------------------------------------------------------------
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled and not self.closed:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _on_datagrams(self, datagrams: list[tuple[bytes, tuple[str, int]]]) -> None:
+        if self.closed or not self.started:
+            return
+        now = self._loop.time()
+        receive = self._endpoint.receive
+        for data, address in datagrams:
+            receive(data, address, now)
+        self._turn()
+
+    def _on_timer(self) -> None:
+        now = self._loop.time()
+        late = now - self._timer_at
+        self._timer = None
+        self._timer_at = float("inf")
+        if late > LATE_S:
+            self.core.late(late, now)
+        self._turn()
+
+    def _turn(self) -> None:
+        self._turn_scheduled = False
+        if self.closed or not self.started:
+            return
+        try:
+            self._run_turn()
+        except Exception:
+            # Nothing that a peer sends may end the node; what got here is a bug of ours.
+            self.counters.errors += 1
+            logger.exception("a turn of the driver failed; going on")
+        self._arm()
+
+    def _run_turn(self) -> None:
+        now = self._loop.time()
+        self.counters.turns += 1
+        endpoint, core = self._endpoint, self.core
+        deadline = endpoint.next_deadline()
+        if deadline is not None and deadline <= now:
+            endpoint.advance(now)
+        self._take_events(now)
+        deadline = core.next_deadline()
+        if deadline is not None and deadline <= now:
+            self._perform(core.advance(now), now)
+        if self._outbox and self._outbox_due <= now:
+            self._flush(now)
+        if self._blocked:
+            self._fire_blocked(now)
+        self._transmit(now)
+        if self._gate and self.egress_open:
+            self._wake(self._gate)
+        if self._idle_waiters and self._is_idle():
+            self._wake(self._idle_waiters)
+
+    def _transmit(self, now: float) -> None:
+        datagrams = self._endpoint.transmit(now)
+        if datagrams:
+            self._socket.send(datagrams)
+
+    def _arm(self) -> None:
+        now = self._loop.time()
+        if now >= self._beat:
+            self._beat = now + HEARTBEAT_S
+        deadline = self._beat
+        for when in (self._endpoint.next_deadline(), self.core.next_deadline()):
+            if when is not None and when < deadline:
+                deadline = when
+        if self._outbox and self._outbox_due < deadline:
+            deadline = self._outbox_due
+        for since in self._blocked.values():
+            deadline = min(deadline, since + BLOCKED_S)
+            break
+        if self._timer is not None:
+            # One that fires a little early costs less than cancelling it every turn.
+            if now < self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = max(deadline, now)
+        self._timer = self._loop.call_at(self._timer_at, self._on_timer)
+
+    @staticmethod
+    def _wake(waiters: "deque[asyncio.Future[None]] | list[asyncio.Future[None]]") -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        waiters.clear()
+
+    # --- events of the endpoint -----------------------------------------------------------------
+
+    def _take_events(self, now: float) -> None:
+        for event in self._endpoint.poll():
+            try:
+                self._on_event(event, now)
+            except Exception:
+                self.counters.errors += 1
+                logger.exception("an event could not be handled; going on")
+
+    def _on_event(self, event: Event, now: float) -> None:
+        match event:
+            case Received(link, peer, message):
+                if isinstance(message, Gossip | Repair):
+                    self._on_bundle(peer, message, now)
+                elif isinstance(message, Direct):
+                    self._sink.direct(peer, message)
+                else:
+                    self._perform(self.core.receive(peer, message, now), now)
+                self._heard(link, peer, now)
+            case DatagramReceived(link, peer, message):
+                self._perform(self.core.receive(peer, message, now), now)
+                self._heard(link, peer, now)
+            case Fresh(link, peer):
+                self._heard(link, peer, now)
+            case Writable(_, peer, lane):
+                if lane is Lane.GOSSIP:
+                    self._on_writable(peer, now)
+            case LinkUp():
+                self._on_link_up(event, now)
+            case LinkReplaced(link, _, _):
+                link.context = _Peer()
+                if self._holding:
+                    link.hold(Lane.GOSSIP, True)
+            case LinkDown(_, peer, code, reason, _):
+                logger.info(
+                    "link down: %s",
+                    peer,
+                    extra={"event": "link.down", "peer": peer, "code": code, "reason": reason},
+                )
+                self._blocked.pop(peer, None)
+                self._congested.pop(peer, None)
+                self._update_holds()
+                self._perform(self.core.link_down(peer, now), now)
+            case DialFailed(address, peer, error):
+                self._on_dial_failed(address, peer, error, now)
+            case SecurityEvent(kind, fields):
+                self._sink.security_event(kind, fields)
+
+    def _on_bundle(self, peer: NodeId, message: Gossip | Repair, now: float) -> None:
+        bundle = message.bundle
+        if type(message) is Gossip:
+            self.counters.copies_gossip += bundle.count
+        else:
+            self.counters.copies_repair += bundle.count
+        if self.trace_copy is not None:
+            self.trace_copy(bundle)
+        self._perform(self.core.receive(peer, message, now), now)
+
+    def _heard(self, link: NetLink, peer: NodeId, now: float) -> None:
+        context = link.context
+        if not isinstance(context, _Peer) or now - context.heard_at < HEARD_EVERY_S:
+            return
+        context.heard_at = now
+        path = link.path()
+        self._perform(self.core.heard(peer, now, path.rtt_s, 3 * path.pto_s), now)
+
+    def _on_link_up(self, event: LinkUp, now: float) -> None:
+        link, peer, hello = event.link, event.peer, event.hello
+        yours = hello.yours
+        if yours is not None and yours.epoch >= self.epoch and not self._was_up:
+            # Our clock went back, or our state is lost: start above our own past (section 5).
+            self._restart_at(yours.epoch + 1, link, now)
+            return
+        self._was_up = True
+        link.context = _Peer()
+        if self._holding:
+            link.hold(Lane.GOSSIP, True)
+        logger.info(
+            "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
+        )
+        dialled = None
+        if event.dialled_address is not None:
+            dialled = self._dialling.pop(event.dialled_address, None)
+        self._perform(self.core.link_up(peer, hello, now, dialled), now)
+        self._sink.link_up(peer)
+
+    def _restart_at(self, epoch: int, link: NetLink, now: float) -> None:
+        if self._next_seq > 1 or self._outbox:
+            # Messages were already numbered under this epoch: only the newer start may go on.
+            self._sink.superseded(epoch - 1)
+            return
+        self.epoch = epoch
+        self.core = self._make_core()
+        link.close(CLOSE_GOING_AWAY, "newer epoch", now)
+        self._perform(self.core.start(now), now)
+        self._perform(self.core.seeds(self._seed_addresses, now), now)
+
+    def _on_dial_failed(
+        self, address: tuple[str, int], peer: NodeId | None, error: PlumtreeError, now: float
+    ) -> None:
+        logger.info(
+            "dial failed: %s: %s",
+            _join_address(*address[:2]),
+            error,
+            extra={"event": "dial.failed", "peer": peer, "address": address},
+        )
+        seed = self._dialling.pop(address, None)
+        if seed is not None:
+            self.last_seed_error = error
+            self._perform(self.core.seed_failed(seed, now), now)
+        if peer is not None:
+            self._perform(self.core.unreachable(peer, now), now)
+
+    # --- effects of the core --------------------------------------------------------------------
+
+    def _perform(self, effects: Iterable[Effect], now: float) -> None:
+        link_of = self._endpoint.link
+        for effect in effects:
+            kind = type(effect)
+            if kind is Push:
+                self._push(effect, now)  # type: ignore[arg-type]
+            elif kind is Deliver:
+                self.counters.bundles_delivered += 1
+                try:
+                    self._sink.deliver(effect.bundle, effect.hop)  # type: ignore[union-attr]
+                except WireError as error:
+                    self.counters.bundles_malformed += 1
+                    self._sink.security_event(
+                        "bundle.malformed",
+                        {"origin": effect.bundle.origin.hex(), "reason": str(error)},  # type: ignore[union-attr]
+                    )
+            elif kind is Send:
+                self._send(effect)  # type: ignore[arg-type]
+            elif kind is SendDatagram:
+                link = link_of(effect.peer)  # type: ignore[union-attr]
+                if link is not None:
+                    link.send_datagram(effect.message, now + self._config.probe_timeout)  # type: ignore[union-attr]
+            elif kind is Link:
+                self._want(effect, now)  # type: ignore[arg-type]
+            elif kind is Unlink:
+                self._endpoint.unwant(effect.peer, now)  # type: ignore[union-attr]
+            elif kind is DialSeed:
+                self._dial_seed(effect.address, now)  # type: ignore[union-attr]
+            elif kind is Strike:
+                self._strike(effect, now)  # type: ignore[arg-type]
+            elif kind is Superseded:
+                self._sink.superseded(effect.epoch)  # type: ignore[union-attr]
+            else:
+                self._sink.fact(effect)
+
+    def _send(self, effect: Send) -> None:
+        link = self._endpoint.link(effect.peer)
+        if link is None:
+            return
+        message = effect.message
+        if isinstance(message, Repair) and link.backlog(Lane.SYNC) > REPAIR_BACKLOG_BYTES:
+            bundle = message.bundle
+            self.counters.grafts_busy += 1
+            link.send(
+                GraftRefused(
+                    bundle.origin,
+                    bundle.epoch,
+                    ((bundle.first, bundle.last),),
+                    RefusedReason.BUSY,
+                )
+            )
+            return
+        link.send(message)
+
+    def _push(self, effect: Push, now: float) -> None:
+        blocked = False
+        for peer in effect.peers:
+            link = self._endpoint.link(peer)
+            if link is None:
+                continue
+            link.send(effect.message)
+            self.counters.bundles_sent += 1
+            if link.room(Lane.GOSSIP) <= 0 and peer not in self._blocked:
+                self._blocked[peer] = now
+                self.counters.blocked += 1
+                blocked = True
+        if blocked:
+            self._update_holds()
+
+    def _on_writable(self, peer: NodeId, now: float) -> None:
+        self._blocked.pop(peer, None)
+        if self._congested.pop(peer, None) is not None:
+            self._perform(self.core.drained(peer, now), now)
+        self._update_holds()
+
+    def _fire_blocked(self, now: float) -> None:
+        while self._blocked:
+            peer, since = next(iter(self._blocked.items()))
+            if since + BLOCKED_S > now:
+                return
+            del self._blocked[peer]
+            self._congested[peer] = now
+            self.counters.congested += 1
+            self._perform(self.core.congested(peer, now), now)
+            self._update_holds()
+
+    def _update_holds(self) -> None:
+        """While a link that we push to is out of room, ask our parents to wait, too."""
+        hold = bool(self._blocked)
+        if hold == self._holding:
+            return
+        self._holding = hold
+        for link in self._endpoint.links():
+            link.hold(Lane.GOSSIP, hold)
+
+    def _want(self, effect: Link, now: float) -> None:
+        numeric = [parse_address(each) for each in effect.addresses if _is_numeric(each)]
+        if numeric:
+            self._endpoint.want(effect.peer, numeric, now)
+        for address in effect.addresses:
+            if not _is_numeric(address):
+                peer = effect.peer
+                self._with_address(
+                    address,
+                    lambda found: self._endpoint.want(peer, [found], self._loop.time()),
+                )
+
+    def _dial_seed(self, address: str, now: float) -> None:
+        def dial(numeric: tuple[str, int]) -> None:
+            self._dialling[numeric] = address
+            self._endpoint.dial(numeric, None, self._loop.time())
+
+        def failed(error: PlumtreeError) -> None:
+            self.last_seed_error = error
+            later = self._loop.time()
+            self._perform(self.core.seed_failed(address, later), later)
+
+        self._with_address(address, dial, failed)
+
+    def _with_address(
+        self,
+        address: str,
+        use: Callable[[tuple[str, int]], None],
+        failed: Callable[[PlumtreeError], None] | None = None,
+    ) -> None:
+        """Call `use` with the numeric form: at once, or when DNS has answered."""
+        if _is_numeric(address):
+            use(parse_address(address))
+            return
+        task = self._loop.create_task(self._resolve(address, use, failed))
+        self._resolving.add(task)
+        task.add_done_callback(self._resolving.discard)
+
+    async def _resolve(
+        self,
+        address: str,
+        use: Callable[[tuple[str, int]], None],
+        failed: Callable[[PlumtreeError], None] | None,
+    ) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(5.0):
+                found = await self._loop.getaddrinfo(host, int(port))
+        except (OSError, ValueError, TimeoutError) as error:
+            if failed is not None:
+                failed(LinkError(f"{address} does not resolve to an address: {error}"))
+        else:
+            use((str(found[0][4][0]), int(port)))
+        self._schedule_turn()
+
+    def _strike(self, effect: Strike, now: float) -> None:
+        self.counters.strikes += 1
+        link = self._endpoint.link(effect.peer)
+        if link is None or not isinstance(link.context, _Peer):
+            return
+        link.context.strikes += 1
+        if link.context.strikes >= STRIKES_MAX:
+            self._sink.security_event(
+                "limit.hit", {"peer": effect.peer, "what": "strikes", "reason": effect.reason}
+            )
+            link.close(CLOSE_PROTOCOL_ERROR, "too many strikes", now)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _is_numeric(address: str) -> bool:
+    host = address.rpartition(":")[0]
+    return host.startswith("[") or host.replace(".", "").isdigit()
+
+
+def _join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

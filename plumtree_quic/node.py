@@ -1,0 +1,945 @@
+"""Node: what an application embeds. Sockets and links are the driver's, decisions are proto's.
+
+::
+
+    async with Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:7946") as node:
+        await node.join(["127.0.0.1:7947"])
+        await node.broadcast(b"payload", topic="orders")
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import attrs
+
+from plumtree_quic import wire
+from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.driver import Driver
+from plumtree_quic.errors import (
+    ConfigError,
+    IdentityConflict,
+    JoinError,
+    LinkError,
+    LocalProtocolError,
+    MessageTooLarge,
+    NodeClosed,
+    WireError,
+)
+from plumtree_quic.ids import MessageId, NodeId, member_key
+from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
+from plumtree_quic.net.engine import self_test
+from plumtree_quic.net.udp import parse_address
+from plumtree_quic.proto.effects import (
+    Effect,
+    GraftFailed,
+    GraftSent,
+    MemberFailed,
+    MemberJoined,
+    MemberLeft,
+    MemberSuspected,
+    MemberUpdated,
+    PeerDemoted,
+    PeerPromoted,
+    PruneSent,
+)
+from plumtree_quic.security.credentials import QuicConfig
+
+__all__ = [
+    "ClusterEvent",
+    "Delegate",
+    "Health",
+    "HealthStatus",
+    "Member",
+    "Message",
+    "Node",
+    "Peer",
+    "Receipt",
+    "Subscription",
+]
+
+logger = logging.getLogger("plumtree_quic")
+
+SUBSCRIPTION_MESSAGES_MAX = 262_144
+EVENTS_MAX = 1_024
+RATE_WINDOW_S = 60.0
+
+
+@attrs.frozen
+class Message:
+    """One delivered message.
+
+    origin: who broadcast it. epoch, seq: with origin they are its `id`. hops: links that it
+    crossed. received_at: monotonic seconds (`time.monotonic`).
+    """
+
+    origin: NodeId
+    epoch: int
+    seq: int
+    topic: str
+    payload: bytes
+    hops: int
+    received_at: float
+
+    @property
+    def id(self) -> MessageId:
+        """The message's name, for ever."""
+        return MessageId(self.origin, self.epoch, self.seq)
+
+
+@attrs.frozen
+class Receipt:
+    """A broadcast was accepted: numbered, and on its way to our eager peers."""
+
+    id: MessageId
+
+
+@attrs.frozen
+class Member:
+    """A node as the membership table knows it."""
+
+    node_id: NodeId
+    state: MemberState
+    addresses: tuple[str, ...]
+    epoch: int
+    incarnation: int
+    zone: str
+    meta: bytes
+
+
+@attrs.frozen
+class Peer:
+    """A live link. eager: we push at least one origin to it. rtt_s: smoothed round trip.
+
+    score: larger is better, 1 / (1 + RTT in ms); it decides between equal candidates.
+    """
+
+    node_id: NodeId
+    address: str
+    eager: bool
+    rtt_s: float
+    score: float
+
+
+@attrs.frozen
+class ClusterEvent:
+    """Something that happened, for `Node.events`. kind is the name of a Delegate method."""
+
+    kind: str
+    node_id: NodeId | None
+    at: float
+    detail: Mapping[str, object]
+
+
+class HealthStatus(Enum):
+    """HEALTHY; DEGRADED: works, with less margin than configured; UNHEALTHY: does not."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
+@attrs.frozen
+class Health:
+    """What `Node.health` found, the worst first."""
+
+    status: HealthStatus
+    reasons: tuple[str, ...]
+
+
+class Delegate:
+    """Override what you need. Called on the event loop, in order of arrival; must not block.
+
+    Slow work belongs behind `Node.subscribe`. An exception in a method is logged and counted, and
+    never stops the node.
+    """
+
+    def on_deliver(self, message: Message) -> None:
+        """A message arrived, once."""
+
+    def on_member_joined(self, node_id: NodeId) -> None:
+        """A member that was unknown, failed or gone is alive."""
+
+    def on_member_left(self, node_id: NodeId) -> None:
+        """A member said goodbye."""
+
+    def on_member_failed(self, node_id: NodeId) -> None:
+        """A member's suspicion ran out."""
+
+    def on_member_updated(self, node_id: NodeId) -> None:
+        """A member has a newer record."""
+
+    def on_member_suspected(self, node_id: NodeId) -> None:
+        """A member is accused of silence and may still refute."""
+
+    def on_eager_promotion(self, node_id: NodeId) -> None:
+        """We push to this peer from now on."""
+
+    def on_lazy_demotion(self, node_id: NodeId) -> None:
+        """We only announce to this peer from now on."""
+
+    def on_graft_sent(self, node_id: NodeId) -> None:
+        """Something announced did not come; this peer was asked for it."""
+
+    def on_prune_sent(self, node_id: NodeId) -> None:
+        """This peer was told to push an origin here no more."""
+
+    def on_graft_failed(self, origin: NodeId | None) -> None:
+        """Nobody served a range of this origin; anti-entropy goes on with it."""
+
+    def on_security_event(self, kind: str, fields: Mapping[str, object]) -> None:
+        """A refusal, a strike, a conflict. All peer text in `fields` is escaped."""
+
+    def on_direct(self, sender: NodeId, payload: bytes) -> None:
+        """A message that `sender` sent to this node alone (`Node.send`)."""
+
+    def on_request(self, sender: NodeId, payload: bytes) -> bytes:
+        """A request (`Node.request`); what is returned is the reply."""
+        raise NotImplementedError
+
+    def validate(self, message: Message) -> bool:
+        """Override to judge messages before they are forwarded; False refuses the whole bundle."""
+        raise NotImplementedError
+
+
+class Subscription:
+    """Messages of one topic (or all), as an async iterator. Use `async with node.subscribe()`.
+
+    Holds at most `buffer` undelivered messages; an application that falls further behind gets
+    `LocalProtocolError` from the iteration instead of a silent hole.
+    """
+
+    def __init__(self, node: "Node", topic: str | None, own: bool, buffer: int) -> None:
+        self._node = node
+        self._buffer = buffer
+        self._queue: deque[Message] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._overflowed = False
+        self._closed = False
+        self.topic = topic
+        self.own = own
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop receiving; what is still queued can be iterated."""
+        self._closed = True
+        self._node._unsubscribe(self)
+        self._wake()
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self
+
+    async def __anext__(self) -> Message:
+        while not self._queue:
+            if self._overflowed:
+                raise LocalProtocolError(
+                    f"this subscription fell more than {self._buffer} messages behind and was "
+                    "ended; read faster or subscribe with a larger buffer="
+                )
+            if self._closed:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._queue.popleft()
+
+    def _put(self, message: Message) -> None:
+        if self._overflowed or self._closed:
+            return
+        if len(self._queue) >= self._buffer:
+            self._overflowed = True
+            self._node._unsubscribe(self)
+            logger.error(
+                "a subscription fell %d messages behind and was ended",
+                self._buffer,
+                extra={"event": "subscription.overflow", "topic": self.topic},
+            )
+        else:
+            self._queue.append(message)
+        if self._waiter is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self._waiter = None
+
+
+class Node:
+    """One member of the cluster.
+
+    Args:
+        quic: identity and trust.
+        config: protocol settings; `PlumtreeConfig()` by default.
+        listen: "host:port" to bind; port 0 takes a free one.
+        advertise: what others dial, "host" or "host:port"; needed when listening on a wildcard.
+        delegate: callbacks.
+        state_dir: keeps the start epoch, so that a restart under a clock that went back is still
+            a later start; made when missing, 0700.
+
+    Raises:
+        ConfigError: at construction, for settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        quic: QuicConfig,
+        config: PlumtreeConfig | None = None,
+        *,
+        listen: str = ":7946",
+        advertise: str | None = None,
+        delegate: Delegate | None = None,
+        state_dir: str | Path | None = None,
+    ) -> None:
+        self._quic = quic
+        self.config = config if config is not None else PlumtreeConfig()
+        self._listen = parse_address(listen)
+        if advertise is None and self._listen[0] in ("", "0.0.0.0", "::"):  # noqa: S104
+            raise ConfigError(
+                f"listen={listen!r} takes every interface, and others cannot dial that: pass "
+                "advertise='<address of this host>' (PLUMTREE_ADVERTISE_ADDR) or listen on one "
+                "address"
+            )
+        self._advertise = advertise
+        self._delegate = delegate
+        self._state_dir = Path(state_dir) if state_dir is not None else None
+        self._driver: Driver | None = None
+        self._subscriptions: list[Subscription] = []
+        self._events: list[deque[ClusterEvent]] = []
+        self._event_waiters: list[asyncio.Future[None]] = []
+        self._peer_waiters: list[asyncio.Future[None]] = []
+        self._state = "new"
+        self._conflict: IdentityConflict | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._direct_seq = 0
+        self._requests: dict[tuple[NodeId, int], asyncio.Future[bytes]] = {}
+        self._delegate_errors = 0
+        self._delivered = 0
+        self._oversized = 0
+        self._rates: dict[str, deque[float]] = {}
+        self._joined_seeds = 0
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, delegate: Delegate | None = None
+    ) -> "Node":
+        """Build a node from PLUMTREE_LISTEN, ADVERTISE_ADDR, CERT, KEY, CA, CLUSTER, TRUST_DOMAIN,
+        STATE_DIR, PRESET and every configuration field.
+
+        Raises:
+            ConfigError: a variable is missing, unknown or wrong; the message names it.
+        """
+        env = os.environ if environ is None else environ
+        for name in ("PLUMTREE_CERT", "PLUMTREE_KEY", "PLUMTREE_CA"):
+            if not env.get(name):
+                raise ConfigError(f"{name} is not set: it names the PEM file to use")
+        password = env.get("PLUMTREE_KEY_PASSWORD")
+        quic = QuicConfig(
+            cert_path=env["PLUMTREE_CERT"],
+            key_path=env["PLUMTREE_KEY"],
+            ca_path=env["PLUMTREE_CA"],
+            key_password=password.encode() if password else None,
+            trust_domain=env.get("PLUMTREE_TRUST_DOMAIN") or None,
+            cluster=env.get("PLUMTREE_CLUSTER") or "default",
+        )
+        return cls(
+            quic,
+            PlumtreeConfig.from_env(env),
+            listen=env.get("PLUMTREE_LISTEN") or ":7946",
+            advertise=env.get("PLUMTREE_ADVERTISE_ADDR") or None,
+            delegate=delegate,
+            state_dir=env.get("PLUMTREE_STATE_DIR") or None,
+        )
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.leave()
+        await self.shutdown()
+
+    async def start(self) -> None:
+        """Bind, and begin to answer. Returns when others can dial us.
+
+        Raises:
+            LinkError: the address is taken or not ours.
+            LocalProtocolError: the node was started before.
+        """
+        if self._state != "new":
+            raise LocalProtocolError(f"this node is {self._state}; make a new Node to start again")
+        self_test()
+        driver = Driver(
+            self._quic,
+            self.config,
+            listen=self._listen,
+            advertise=self._advertise,
+            sink=self,
+            epoch=self._new_epoch(),
+            judge=self._validate if self._validates() else None,
+        )
+        driver.start()
+        self._driver = driver
+        self._state = "running"
+        logger.info(
+            "node %s listens on %s", self.id, self.address, extra={"event": "node.started"}
+        )
+
+    def _new_epoch(self) -> int:
+        epoch = time.time_ns() // 1_000_000
+        if self._state_dir is None:
+            return epoch
+        try:
+            self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self._state_dir / "epoch"
+            if path.exists():
+                epoch = max(epoch, int(path.read_text(encoding="ascii")) + 1)
+            partial = path.with_suffix(".new")
+            with partial.open("w", encoding="ascii") as file:
+                file.write(str(epoch))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"state_dir {str(self._state_dir)!r} cannot be used: {error}; "
+                "give a directory that this process may write"
+            )
+        return epoch
+
+    async def join(self, seeds: Sequence[str], *, timeout: float = 30.0) -> int:  # noqa: ASYNC109
+        """Dial all `seeds` ("host:port") at once; return how many have answered.
+
+        Returns as soon as one answered and the others had a moment (50 ms) to. Our own address is
+        ignored; with no other seed the result is 0 at once: the first node of a cluster.
+
+        Raises:
+            JoinError: none answered within `timeout` seconds; trying goes on in the background.
+            ConfigError: a seed is not "host:port".
+        """
+        driver = self._running()
+        for seed in seeds:
+            parse_address(seed)
+        others = [seed for seed in dict.fromkeys(seeds) if seed != driver.address]
+        if not others:
+            return 0
+        driver.seeds(others)
+        try:
+            async with asyncio.timeout(timeout):
+                while not driver.core.peers():
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._peer_waiters.append(waiter)
+                    await waiter
+                    self._running()
+        except TimeoutError:
+            why = f" (last: {driver.last_seed_error})" if driver.last_seed_error else ""
+            raise JoinError(
+                f"none of {len(others)} seeds answered within {timeout:g} s: "
+                f"{', '.join(others[:5])}{why}. Check that a node listens there, that UDP passes, "
+                "and that its certificates come from the same CA; trying goes on"
+            )
+        await asyncio.sleep(0.05)
+        return max(1, driver.core.seeds_answered())
+
+    async def wait_for_peers(self, count: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
+        """Wait until at least `count` other members are alive.
+
+        Raises:
+            TimeoutError: fewer after `timeout` seconds; the message says how many.
+        """
+        driver = self._running()
+        try:
+            async with asyncio.timeout(timeout):
+                while self.peer_count() < count:
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._peer_waiters.append(waiter)
+                    await waiter
+                    driver = self._running()
+        except TimeoutError:
+            raise TimeoutError(
+                f"{self.peer_count()} of {count} peers after {timeout:g} s "
+                f"({len(driver.core.peers())} links)"
+            )
+
+    async def drain(self) -> None:
+        """Refuse new broadcasts and wait until those accepted are with our peers."""
+        if self._state not in ("running", "draining"):
+            return
+        self._state = "draining"
+        await self._running().idle(self.config.shutdown_timeout / 2)
+
+    async def leave(self) -> None:
+        """Drain and tell the cluster that we go; others see `left`, not `failed`."""
+        if self._state not in ("running", "draining"):
+            return
+        await self.drain()
+        driver = self._running()
+        driver.leave()
+        await driver.idle(self.config.shutdown_timeout / 4)
+
+    async def shutdown(self) -> None:
+        """Close now. What had not been sent is logged."""
+        if self._state in ("closed", "new"):
+            self._state = "closed"
+            return
+        driver, self._state = self._driver, "closed"
+        assert driver is not None
+        unsent = driver.unsent()
+        if unsent:
+            logger.warning(
+                "shut down with %d bytes unsent", unsent, extra={"event": "node.unsent"}
+            )
+        await driver.close(min(1.0, self.config.shutdown_timeout))
+        for subscription in tuple(self._subscriptions):
+            subscription.close()
+        self._wake(self._peer_waiters)
+        self._wake(self._event_waiters)
+        for request in self._requests.values():
+            if not request.done():
+                request.set_exception(NodeClosed("the node was shut down"))
+
+    # --- messages -------------------------------------------------------------------------------
+
+    async def broadcast(self, payload: bytes, topic: str = "") -> Receipt:
+        """Send `payload` (bytes, at most max_message_size) to every member.
+
+        Suspends only while our links have no room, and once for every full bundle. When it
+        returns, the message is numbered and queued to our eager peers; it is never dropped.
+
+        Raises:
+            MessageTooLarge: nothing was sent.
+            NodeClosed: the node is not running.
+            ConfigError: the topic is longer than 255 bytes or holds control characters.
+        """
+        driver = self._accepting()
+        if len(payload) > self.config.max_message_size:
+            raise MessageTooLarge(
+                f"payload of {len(payload)} bytes is above max_message_size "
+                f"({self.config.max_message_size}); split it or raise the limit (65,536 at most)"
+            )
+        if topic:
+            _check_topic(topic)
+        if not driver.egress_open:
+            await driver.wait_egress()
+            driver = self._accepting()
+        seq, full = driver.accept(topic, bytes(payload))
+        receipt = Receipt(MessageId(self.id, driver.epoch, seq))
+        own = [each for each in self._subscriptions if each.own]
+        if own:
+            message = Message(self.id, driver.epoch, seq, topic, bytes(payload), 0, time.monotonic())
+            for subscription in own:
+                if subscription.topic is None or subscription.topic == topic:
+                    subscription._put(message)
+        if full:
+            await asyncio.sleep(0)
+        return receipt
+
+    def subscribe(
+        self,
+        topic: str | None = None,
+        *,
+        own: bool = False,
+        buffer: int = SUBSCRIPTION_MESSAGES_MAX,
+    ) -> Subscription:
+        """Receive what is delivered from now on; `topic` None takes every topic.
+
+        own: also our own broadcasts. buffer: messages that may wait for the application.
+        """
+        self._running()
+        if buffer < 1:
+            raise ConfigError(f"buffer={buffer}: must be at least 1 message")
+        subscription = Subscription(self, topic, own, buffer)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+    async def send(self, node_id: NodeId | str, payload: bytes) -> None:
+        """Send `payload` to one member (`Delegate.on_direct` there); at most once, in order.
+
+        Raises:
+            LinkError: no link to it came up within 10 s.
+            MessageTooLarge, NodeClosed: as for `broadcast`.
+        """
+        await self._send_direct(NodeId.parse(node_id), DirectKind.MESSAGE, payload)
+
+    async def request(
+        self,
+        node_id: NodeId | str,
+        payload: bytes,
+        timeout: float = 10.0,  # noqa: ASYNC109
+    ) -> bytes:
+        """Send a request to one member and return its reply (`Delegate.on_request` there).
+
+        Raises:
+            TimeoutError: no reply within `timeout` seconds.
+            LinkError, MessageTooLarge, NodeClosed: as for `send`.
+        """
+        target = NodeId.parse(node_id)
+        async with asyncio.timeout(timeout):
+            seq = await self._send_direct(target, DirectKind.REQUEST, payload)
+            reply = self._requests[target, seq]
+            try:
+                return await reply
+            finally:
+                del self._requests[target, seq]
+
+    async def _send_direct(self, target: NodeId, kind: DirectKind, payload: bytes) -> int:
+        driver = self._running()
+        if len(payload) > self.config.max_message_size:
+            raise MessageTooLarge(
+                f"payload of {len(payload)} bytes is above max_message_size "
+                f"({self.config.max_message_size})"
+            )
+        if target == self.id:
+            raise LocalProtocolError("a node does not send to itself")
+        if not driver.linked(target):
+            await self._link_to(driver, target)
+        self._direct_seq += 1
+        seq = self._direct_seq
+        if kind is DirectKind.REQUEST:
+            self._requests[target, seq] = asyncio.get_running_loop().create_future()
+        driver.send_direct(target, Direct(kind, seq, bytes(payload)))
+        return seq
+
+    async def _link_to(self, driver: Driver, target: NodeId) -> None:
+        if not driver.dial_member(target):
+            raise LinkError(f"{target} is not a known member; join its cluster first")
+        try:
+            async with asyncio.timeout(10.0):
+                while not driver.linked(target):
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._peer_waiters.append(waiter)
+                    await waiter
+                    self._running()
+        except TimeoutError:
+            raise LinkError(f"no link to {target} came up within 10 s")
+
+    # --- queries --------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> NodeId:
+        """Our identity: the URI in our certificate."""
+        return self._quic.node_id
+
+    @property
+    def address(self) -> str:
+        """What others dial: "host:port". Known once started."""
+        return self._running().address
+
+    def members(self) -> list[Member]:
+        """All members that are known, ourselves included, in order of their ids."""
+        return [
+            Member(
+                record.node_id,
+                state,
+                record.addresses,
+                record.epoch,
+                record.incarnation,
+                record.zone,
+                record.meta,
+            )
+            for record, state in self._running().core.table.members()
+        ]
+
+    def peers(self) -> list[Peer]:
+        """Our live links."""
+        driver = self._running()
+        peers = []
+        for view in driver.core.peers():
+            rtt_s = driver.rtt_s(view.node_id) or 0.0
+            peers.append(
+                Peer(
+                    view.node_id,
+                    driver.link_address(view.node_id),
+                    view.eager,
+                    rtt_s,
+                    1.0 / (1.0 + 1000.0 * rtt_s),
+                )
+            )
+        return peers
+
+    def peer_count(self) -> int:
+        """Other members that are alive (or suspected only)."""
+        return self._running().core.table.alive_count() - 1
+
+    def rebalance(self) -> None:
+        """Let every origin's tree start again from `eager_fanout` links, for better paths after
+        links have changed; costs one flooded bundle per origin.
+        """
+        self._running().core.broadcasts.rebalance()
+
+    def health(self) -> Health:
+        """Judge by HealthConfig's thresholds; reasons name what was found, the worst first."""
+        if self._state in ("closed", "new"):
+            return Health(HealthStatus.UNHEALTHY, (f"the node is {self._state}",))
+        if self._conflict is not None:
+            return Health(HealthStatus.UNHEALTHY, (str(self._conflict),))
+        driver, limits = self._running(), self.config.health
+        tree = driver.core.broadcasts
+        links, others = len(driver.core.peers()), self.peer_count()
+        bad: list[str] = []
+        poor: list[str] = []
+        known = driver.core.table.known_count() - 1
+        if links == 0 and known > 0:
+            bad.append(f"no link, though {known} other members are known")
+        failed, sent = self._rate("graft_failed"), self._rate("graft_sent")
+        if failed + sent >= 10:
+            share = failed / (failed + sent)
+            if share > limits.graft_failure_rate_unhealthy:
+                bad.append(f"{share:.0%} of grafts failed in the last minute")
+            elif share > limits.graft_failure_rate_degraded:
+                poor.append(f"{share:.0%} of grafts failed in the last minute")
+        missing = tree.missing_count()
+        if missing > limits.pending_grafts_degraded:
+            poor.append(f"{missing} announced ranges have not arrived")
+        cached = tree.cache_messages() / self.config.message_cache_max_size
+        if cached > limits.cache_utilization_degraded:
+            poor.append(f"the message cache is {cached:.0%} full")
+        if 0 < links < min(limits.min_peers_degraded, others):
+            poor.append(f"{links} links, min_peers_degraded is {limits.min_peers_degraded}")
+        if self._state == "draining":
+            poor.append("draining")
+        if bad:
+            return Health(HealthStatus.UNHEALTHY, tuple(bad + poor))
+        if poor:
+            return Health(HealthStatus.DEGRADED, tuple(poor))
+        return Health(HealthStatus.HEALTHY, ())
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start; plain integers, cheap to read."""
+        driver = self._running()
+        return {
+            **attrs.asdict(driver.counters),
+            **driver.core.broadcasts.stats(),
+            "messages_delivered": self._delivered,
+            "messages_oversized": self._oversized,
+            "delegate_errors": self._delegate_errors,
+            "links": len(driver.core.peers()),
+            "members_alive": driver.core.table.alive_count(),
+            "parked_expired": driver.core.parked_expired,
+        }
+
+    async def events(self) -> AsyncIterator[ClusterEvent]:
+        """What happens from now on: membership, tree, security. Keeps the newest 1,024 unread."""
+        self._running()
+        queue: deque[ClusterEvent] = deque(maxlen=EVENTS_MAX)
+        self._events.append(queue)
+        try:
+            while self._state != "closed":
+                while queue:
+                    yield queue.popleft()
+                waiter = asyncio.get_running_loop().create_future()
+                self._event_waiters.append(waiter)
+                await waiter
+        finally:
+            self._events.remove(queue)
+
+    # --- what the driver tells ------------------------------------------------------------------
+
+    def deliver(self, bundle: Bundle, hop: int) -> None:
+        """Sink: open a bundle and hand its messages over. Raises WireError when it is malformed."""
+        driver = self._running()
+        origin = driver.core.node_id_of(bundle.origin)
+        assert origin is not None  # the core parks bundles of unknown origins
+        delegate = self._delegate
+        if not self._subscriptions and delegate is None:
+            self._delivered += bundle.count
+            return
+        at = time.monotonic()
+        limit = self.config.max_message_size
+        seq = bundle.first - 1
+        for topic, payload in wire.open_bundle(bundle):
+            seq += 1
+            if len(payload) > limit:
+                self._oversized += 1
+                continue
+            self._delivered += 1
+            message = Message(origin, bundle.epoch, seq, topic, payload, hop, at)
+            for subscription in tuple(self._subscriptions):
+                if subscription.topic is None or subscription.topic == topic:
+                    subscription._put(message)
+            if delegate is not None:
+                self._call("on_deliver", message)
+
+    def fact(self, effect: Effect) -> None:
+        """Sink: tell delegates, events and waiters."""
+        driver = self._running()
+        match effect:
+            case MemberJoined(record):
+                self._tell("on_member_joined", record.node_id)
+                self._wake(self._peer_waiters)
+            case MemberUpdated(record):
+                self._tell("on_member_updated", record.node_id)
+            case MemberSuspected(node_id):
+                self._tell("on_member_suspected", node_id)
+            case MemberFailed(node_id):
+                self._tell("on_member_failed", node_id)
+            case MemberLeft(node_id):
+                self._tell("on_member_left", node_id)
+            case PeerPromoted(peer):
+                self._tell("on_eager_promotion", peer)
+            case PeerDemoted(peer):
+                self._tell("on_lazy_demotion", peer)
+            case GraftSent(peer):
+                self._note("graft_sent")
+                self._tell("on_graft_sent", peer)
+            case PruneSent(peer):
+                self._tell("on_prune_sent", peer)
+            case GraftFailed(origin):
+                self._note("graft_failed")
+                self._tell("on_graft_failed", driver.core.node_id_of(origin))
+            case _:
+                raise AssertionError(f"not a fact: {effect}")
+
+    def direct(self, peer: NodeId, message: Direct) -> None:
+        """Sink: a direct message, a request or a reply."""
+        driver = self._running()
+        if message.kind is DirectKind.REPLY:
+            waiting = self._requests.get((peer, message.seq))
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message.payload)
+            return
+        if self._delegate is None:
+            return
+        if message.kind is DirectKind.MESSAGE:
+            self._call("on_direct", peer, message.payload)
+            return
+        reply = self._call("on_request", peer, message.payload)
+        if isinstance(reply, bytes) and len(reply) <= self.config.max_message_size:
+            driver.send_direct(peer, Direct(DirectKind.REPLY, message.seq, reply))
+
+    def link_up(self, peer: NodeId) -> None:
+        """Sink: somebody may wait for a link."""
+        self._wake(self._peer_waiters)
+
+    def security_event(self, kind: str, fields: dict[str, object]) -> None:
+        """Sink: log it and tell the delegate."""
+        logger.warning("security event: %s", kind, extra={"event": kind, **_prefixed(fields)})
+        if self._delegate is not None:
+            self._call("on_security_event", kind, fields)
+        self._publish(ClusterEvent("on_security_event", None, time.monotonic(), dict(fields, kind=kind)))
+
+    def superseded(self, epoch: int) -> None:
+        """Sink: a later start of our identity lives; this node stops."""
+        if self._conflict is not None:
+            return
+        self._conflict = IdentityConflict(
+            f"another process runs as {self.id} and started later (epoch {epoch}); this one "
+            "stops. Give every node a certificate of its own"
+        )
+        self.security_event("identity.conflict", {"node_id": self.id, "epoch": epoch})
+        self._stopping = asyncio.get_running_loop().create_task(self.shutdown())
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _running(self) -> Driver:
+        if self._conflict is not None:
+            raise self._conflict
+        if self._driver is None or self._state == "closed":
+            raise NodeClosed(
+                "the node is not running: use `async with Node(...)` or call start() first"
+                if self._state == "new"
+                else "the node was shut down"
+            )
+        return self._driver
+
+    def _accepting(self) -> Driver:
+        if self._state == "draining":
+            raise NodeClosed("the node is draining and takes no more broadcasts")
+        return self._running()
+
+    def _validates(self) -> bool:
+        return self._delegate is not None and type(self._delegate).validate is not Delegate.validate
+
+    def _validate(self, bundle: Bundle) -> bool:
+        origin = self._running().core.node_id_of(bundle.origin)
+        assert origin is not None  # judged only once its record is known
+        at = time.monotonic()
+        try:
+            messages = wire.open_bundle(bundle)
+        except WireError:
+            return False
+        for offset, (topic, payload) in enumerate(messages):
+            message = Message(
+                origin, bundle.epoch, bundle.first + offset, topic, payload, 0, at
+            )
+            if self._call("validate", message) is not True:
+                return False
+        return True
+
+    def _call(self, name: str, *args: object) -> object:
+        try:
+            return getattr(self._delegate, name)(*args)
+        except Exception:
+            self._delegate_errors += 1
+            logger.exception(
+                "Delegate.%s raised; the node goes on", name, extra={"event": "delegate.error"}
+            )
+            return None
+
+    def _tell(self, kind: str, node_id: NodeId | None) -> None:
+        if self._delegate is not None:
+            self._call(kind, node_id)
+        if self._events:
+            self._publish(ClusterEvent(kind, node_id, time.monotonic(), {}))
+
+    def _publish(self, event: ClusterEvent) -> None:
+        for queue in self._events:
+            queue.append(event)
+        self._wake(self._event_waiters)
+
+    def _note(self, what: str) -> None:
+        self._rates.setdefault(what, deque(maxlen=10_000)).append(time.monotonic())
+
+    def _rate(self, what: str) -> int:
+        times = self._rates.get(what)
+        if not times:
+            return 0
+        while times and times[0] < time.monotonic() - RATE_WINDOW_S:
+            times.popleft()
+        return len(times)
+
+    @staticmethod
+    def _wake(waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        waiters.clear()
+
+
+def _check_topic(topic: str) -> None:
+    try:
+        wire.check_text(topic, wire.TOPIC_BYTES_MAX)
+    except WireError as error:
+        raise ConfigError(f"topic {topic[:40]!r}: {error}")
+
+
+def _prefixed(fields: Mapping[str, object]) -> dict[str, object]:
+    # logging refuses extra keys that LogRecord has itself ("name", "args", ...).
+    return {f"security_{name}": value for name, value in fields.items()}
