@@ -1,0 +1,104 @@
+"""`publish`, `subscribe`, `status`, `drain`, `leave`: ask a running node through its socket."""
+
+import base64
+import json
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from plumtree_quic.admin.control import ask, socket_path, stream
+
+__all__ = ["drain", "leave", "publish", "status", "subscribe"]
+
+_state_dir = click.option(
+    "--state-dir",
+    metavar="DIR",
+    envvar="PLUMTREE_STATE_DIR",
+    required=True,
+    help="The running node's state directory (PLUMTREE_STATE_DIR).",
+)
+
+
+@click.command()
+@_state_dir
+@click.option("--topic", default="", help="At most 255 bytes.")
+@click.argument("message", required=False)
+def publish(state_dir: str, topic: str, message: str | None) -> None:
+    """Broadcast MESSAGE, or all of standard input when it is missing or '-'."""
+    payload = sys.stdin.buffer.read() if message in (None, "-") else message.encode()
+    answer = ask(
+        socket_path(state_dir),
+        {"op": "publish", "topic": topic, "payload": base64.b64encode(payload).decode()},
+    )
+    click.echo(answer["id"])
+
+
+@click.command()
+@_state_dir
+@click.option("--topic", help="Only this topic (default: all).")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a message.")
+def subscribe(state_dir: str, topic: str | None, count: int | None, as_json: bool) -> None:
+    """Print what the node delivers from now on."""
+    received = 0
+    for message in stream(socket_path(state_dir), topic):
+        if as_json:
+            click.echo(json.dumps(message))
+        else:
+            text = base64.b64decode(message["payload"]).decode("utf-8", "backslashreplace")
+            safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+            click.echo(f"{message['id']} {safe}")
+        received += 1
+        if count is not None and received >= count:
+            return
+
+
+@click.command()
+@_state_dir
+@click.option("--json", "as_json", is_flag=True, help="All of it, as one JSON object.")
+def status(state_dir: str, as_json: bool) -> None:
+    """Show health, members and links of the node."""
+    answer = ask(socket_path(state_dir), {"op": "status"})
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    _show(answer)
+
+
+@click.command()
+@_state_dir
+def drain(state_dir: str) -> None:
+    """Let the node refuse new broadcasts and flush the accepted ones; it stays a member."""
+    ask(socket_path(state_dir), {"op": "drain"})
+    click.echo("drained")
+
+
+@click.command()
+@_state_dir
+def leave(state_dir: str) -> None:
+    """Let the node leave the cluster and end."""
+    ask(socket_path(state_dir), {"op": "leave"})
+    click.echo("leaving")
+
+
+def _show(answer: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"{answer['node_id']}  {answer['address']}  health: {answer['health']}")
+    for reason in answer["reasons"]:
+        console.print(f"  {reason}", style="yellow")
+    links = {each["node_id"]: each for each in answer["peers"]}
+    table = Table("member", "state", "address", "link", "rtt ms")
+    for member in answer["members"]:
+        link = links.get(member["node_id"])
+        own = member["node_id"] == answer["node_id"]
+        table.add_row(
+            member["node_id"],
+            member["state"],
+            ", ".join(member["addresses"]),
+            "self" if own else "-" if link is None else "eager" if link["eager"] else "lazy",
+            f"{link['rtt_ms']:.1f}" if link else "",
+        )
+    console.print(table)

@@ -1,0 +1,203 @@
+"""`plumtree-quic node`: run one node until SIGTERM, SIGINT or `plumtree-quic leave`."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+import click
+
+from plumtree_quic.admin.control import ControlServer
+from plumtree_quic.errors import ConfigError, JoinError, PlumtreeError
+from plumtree_quic.node import Delegate, Message, Node, Subscription
+
+__all__ = ["node"]
+
+# Flag -> environment variable. A flag wins over the variable, the variable over the default.
+_VARIABLES = {
+    "listen": "PLUMTREE_LISTEN",
+    "advertise": "PLUMTREE_ADVERTISE_ADDR",
+    "cert": "PLUMTREE_CERT",
+    "key": "PLUMTREE_KEY",
+    "ca": "PLUMTREE_CA",
+    "cluster": "PLUMTREE_CLUSTER",
+    "trust_domain": "PLUMTREE_TRUST_DOMAIN",
+    "preset": "PLUMTREE_PRESET",
+    "state_dir": "PLUMTREE_STATE_DIR",
+}
+
+
+@click.command()
+@click.option("--listen", metavar="HOST:PORT", help="Address to bind (default :7946).")
+@click.option("--advertise", metavar="HOST[:PORT]", help="What others dial, behind a wildcard.")
+@click.option("--seed", "seeds", metavar="HOST:PORT", multiple=True, help="May be repeated.")
+@click.option("--cert", metavar="FILE", help="This node's certificate (PEM).")
+@click.option("--key", metavar="FILE", help="Its private key (PEM).")
+@click.option("--ca", metavar="FILE", help="The CA that everybody's certificate comes from (PEM).")
+@click.option("--cluster", metavar="NAME", help="Clusters of different names never mix.")
+@click.option("--trust-domain", metavar="DOMAIN", help="Default: that of the certificate.")
+@click.option("--preset", type=click.Choice(["default", "lan", "wan", "large_cluster"]))
+@click.option("--state-dir", metavar="DIR", help="Keeps the epoch and the admin socket.")
+@click.option("--set", "fields", metavar="FIELD=VALUE", multiple=True, help="Any config field.")
+@click.option("--print", "prints", is_flag=True, help="Print each delivered message.")
+@click.option("--stdin", "reads", is_flag=True, help="Broadcast each line of standard input.")
+@click.option("--topic", default="", help="Topic of the lines read from standard input.")
+@click.option("-v", "--verbose", is_flag=True, help="Log links and members.")
+def node(
+    seeds: tuple[str, ...],
+    fields: tuple[str, ...],
+    prints: bool,
+    reads: bool,
+    topic: str,
+    verbose: bool,
+    **flags: str | None,
+) -> None:
+    """Run one node. Every option has an environment variable (PLUMTREE_LISTEN, ...).
+
+    With --print each delivered message is printed; lines typed at a terminal are broadcast, so
+    that three terminals are a chat.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+    env = dict(os.environ)
+    for flag, variable in _VARIABLES.items():
+        value = flags[flag]
+        if value is not None:
+            env[variable] = value
+    for field in fields:
+        name, separator, value = field.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {field!r}: expected FIELD=VALUE, e.g. ihave_interval=50ms")
+        env["PLUMTREE_" + name.strip().upper().replace(".", "__")] = value
+    if seeds:
+        env["PLUMTREE_SEEDS"] = ",".join(seeds)
+    asyncio.run(_run(env, prints=prints, reads=reads or sys.stdin.isatty(), topic=topic))
+
+
+class _Narrator(Delegate):
+    """Says on standard error who comes and goes."""
+
+    def on_member_joined(self, node_id: str) -> None:
+        _say(f"+ {node_id} is here")
+
+    def on_member_left(self, node_id: str) -> None:
+        _say(f"- {node_id} left")
+
+    def on_member_failed(self, node_id: str) -> None:
+        _say(f"- {node_id} failed")
+
+
+async def _run(env: dict[str, str], *, prints: bool, reads: bool, topic: str) -> None:
+    running = Node.from_env(env, delegate=_Narrator())
+    seeds = [each.strip() for each in env.get("PLUMTREE_SEEDS", "").split(",") if each.strip()]
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    tasks: list[asyncio.Task[None]] = []
+    control: ControlServer | None = None
+    await running.start()
+    try:
+        if env.get("PLUMTREE_STATE_DIR"):
+            control = ControlServer(running, env["PLUMTREE_STATE_DIR"])
+            await control.start()
+            tasks.append(loop.create_task(_stop_when_asked(control, stop)))
+        _say(f"{running.id} listens on {running.address}")
+        if prints:
+            tasks.append(loop.create_task(_print(running.subscribe())))
+        if seeds:
+            tasks.append(loop.create_task(_join(running, seeds)))
+        if reads:
+            _read_lines(loop, running, topic, tasks)
+        watch = loop.create_task(_until_closed(running, stop))
+        tasks.append(watch)
+        await stop.wait()
+        if not watch.done():
+            _say("leaving")
+        await running.leave()
+        conflict = watch.exception() if watch.done() and not watch.cancelled() else None
+        if conflict is not None:
+            raise conflict
+    finally:
+        await running.shutdown()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if control is not None:
+            await control.close()
+
+
+async def _until_closed(running: Node, stop: asyncio.Event) -> None:
+    """End the command when the node stops by itself (another process has our identity)."""
+    try:
+        async for _ in running.events():
+            running.members()
+        running.members()
+    finally:
+        stop.set()
+
+
+async def _stop_when_asked(control: ControlServer, stop: asyncio.Event) -> None:
+    await control.leave_asked.wait()
+    stop.set()
+
+
+async def _join(running: Node, seeds: list[str]) -> None:
+    try:
+        count = await running.join(seeds)
+    except JoinError as error:
+        _say(f"warning: {error}")
+    except PlumtreeError as error:
+        _say(f"error: {error}")
+    else:
+        if count:
+            _say(f"joined through {count} of {len(seeds)} seeds")
+
+
+async def _print(subscription: Subscription) -> None:
+    async with subscription:
+        async for message in subscription:
+            print(render(message), flush=True)
+
+
+def render(message: Message) -> str:
+    """One line for a terminal; whatever a peer put into it stays harmless text."""
+    text = message.payload.decode("utf-8", "backslashreplace")
+    text = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+    topic = f" [{message.topic}]" if message.topic else ""
+    return f"{message.origin.name}{topic}: {text}"
+
+
+def _read_lines(
+    loop: asyncio.AbstractEventLoop, running: Node, topic: str, tasks: list[asyncio.Task[None]]
+) -> None:
+    lines: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1024)
+
+    def read() -> None:
+        # A thread of its own: standard input may be a file, which no event loop can wait for.
+        for line in sys.stdin.buffer:
+            try:
+                asyncio.run_coroutine_threadsafe(lines.put(line.rstrip(b"\r\n")), loop).result()
+            except RuntimeError:
+                return  # the loop is closed: the node is gone
+
+    threading.Thread(target=read, daemon=True, name="stdin").start()
+    tasks.append(loop.create_task(_broadcast_lines(lines, running, topic)))
+
+
+async def _broadcast_lines(lines: "asyncio.Queue[bytes]", running: Node, topic: str) -> None:
+    while True:
+        line = await lines.get()
+        try:
+            await running.broadcast(line, topic=topic)
+        except PlumtreeError as error:
+            _say(f"not sent: {error}")
+
+
+_say: Callable[[str], None] = lambda text: click.echo(text, err=True)  # noqa: E731
