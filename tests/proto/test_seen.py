@@ -1,5 +1,7 @@
 """Intervals against a plain set of integers."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +35,7 @@ def test_intervals_hold_what_a_set_would_hold(steps):
 def test_runs_are_sorted_disjoint_and_never_adjacent(steps):
     ranges = build(steps)[0].ranges()
     assert all(first <= last for first, last in ranges)
-    assert all(a[1] + 1 < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] + 1 < b[0] for a, b in pairwise(ranges))
 
 
 @given(STEPS, RANGES)

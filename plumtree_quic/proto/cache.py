@@ -1,0 +1,171 @@
+"""What can be served: bundles by (origin, epoch), bounded by age, count and bytes. Knows no links.
+
+Bundles leave in the order in which they arrived. `held` is kept as runs beside them, so that a
+digest costs nothing but copying it.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterator
+
+import attrs
+
+from plumtree_quic.ids import NodeId
+from plumtree_quic.messages import Bundle
+from plumtree_quic.proto.seen import Intervals
+
+__all__ = ["CACHE_BYTES_MAX", "Cache", "Held", "Shelf"]
+
+CACHE_BYTES_MAX = 64 << 20
+# What a bundle costs beside its bytes: headers parsed, list and deque entries. Measured roughly.
+ENTRY_BYTES = 600
+
+
+@attrs.frozen(eq=False)
+class Held:
+    """A bundle that can be served. hop: links that it crossed to us; at: when it came.
+
+    peer: the link that pushed it; None for our own and for what a graft brought.
+    """
+
+    bundle: Bundle
+    hop: int
+    at: float
+    peer: NodeId | None
+
+
+class Shelf:
+    """The bundles of one (origin, epoch), in order of their sequence numbers."""
+
+    __slots__ = ("_entries", "_firsts", "_skip", "held")
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []
+        self._entries: list[Held] = []
+        # Entries before this index are gone: cutting them off one by one would move the list.
+        self._skip = 0
+        self.held = Intervals()
+
+    def find(self, seq: int) -> Held | None:
+        """The bundle that holds message `seq`."""
+        at = bisect_right(self._firsts, seq, self._skip) - 1
+        if at < self._skip:
+            return None
+        entry = self._entries[at]
+        return entry if seq <= entry.bundle.last else None
+
+    def between(self, first: int, last: int) -> Iterator[Held]:
+        """The bundles that hold any of first .. last, ascending."""
+        at = bisect_right(self._firsts, first, self._skip) - 1
+        if at < self._skip or self._entries[at].bundle.last < first:
+            at += 1
+        while at < len(self._entries) and self._firsts[at] <= last:
+            yield self._entries[at]
+            at += 1
+
+    def put(self, entry: Held) -> None:
+        """Take `entry` in; nothing here may overlap it."""
+        first = entry.bundle.first
+        firsts = self._firsts
+        if not firsts or first > firsts[-1]:
+            firsts.append(first)
+            self._entries.append(entry)
+        else:
+            at = bisect_left(firsts, first, self._skip)
+            firsts.insert(at, first)
+            self._entries.insert(at, entry)
+        self.held.add(first, entry.bundle.last)
+
+    def drop(self, entry: Held) -> None:
+        """Take out `entry`, which is here; cheapest when it is the first."""
+        first = entry.bundle.first
+        at = bisect_left(self._firsts, first, self._skip)
+        if at == self._skip:
+            # The place stays until many can be cut off at once, the bundle must not.
+            self._entries[at] = self._entries[-1]
+            self._skip += 1
+            if self._skip == len(self._firsts) or (
+                self._skip >= 64 and self._skip * 2 >= len(self._firsts)
+            ):
+                del self._firsts[: self._skip]
+                del self._entries[: self._skip]
+                self._skip = 0
+        else:
+            del self._firsts[at]
+            del self._entries[at]
+        self.held.remove(first, entry.bundle.last)
+
+
+class Cache:
+    """All shelves, and the order of arrival across them.
+
+    Args:
+        ttl_s: a bundle leaves after this long.
+        messages_max: above it the oldest leave, but none that is younger than `repair_s`.
+        repair_s: how long grafts for a bundle may still be on their way.
+        bytes_max: above it the oldest leave, however young.
+    """
+
+    def __init__(
+        self,
+        ttl_s: float,
+        messages_max: int,
+        repair_s: float,
+        bytes_max: int = CACHE_BYTES_MAX,
+    ) -> None:
+        self._ttl_s = ttl_s
+        self._messages_max = messages_max
+        self._repair_s = repair_s
+        self._bytes_max = bytes_max
+        self._order: deque[tuple[Shelf, Held]] = deque()
+        self.messages = 0
+        self.bytes = 0
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        """Return the number of bundles."""
+        return len(self._order)
+
+    def put(self, shelf: Shelf, entry: Held) -> None:
+        """Keep `entry`, whose numbers nothing on `shelf` overlaps; what is over a bound leaves."""
+        shelf.put(entry)
+        self._order.append((shelf, entry))
+        self.messages += entry.bundle.count
+        self.bytes += len(entry.bundle.raw) + ENTRY_BYTES
+        if self.messages > self._messages_max or self.bytes > self._bytes_max:
+            self._shrink(entry.at)
+
+    def oldest_expires_at(self) -> float | None:
+        """When the oldest bundle's time is over."""
+        return self._order[0][1].at + self._ttl_s if self._order else None
+
+    def expire(self, now: float) -> None:
+        """Drop what is older than `ttl_s`."""
+        while self._order and self._order[0][1].at + self._ttl_s <= now:
+            self._evict_oldest()
+        self._shrink(now)
+
+    def forget(self, shelf: Shelf) -> None:
+        """Drop a whole shelf: its epoch is over. Rare, so it may walk through everything."""
+        kept: deque[tuple[Shelf, Held]] = deque()
+        for other, entry in self._order:
+            if other is shelf:
+                self.messages -= entry.bundle.count
+                self.bytes -= len(entry.bundle.raw) + ENTRY_BYTES
+            else:
+                kept.append((other, entry))
+        self._order = kept
+
+    def _shrink(self, now: float) -> None:
+        while self._order and (
+            self.bytes > self._bytes_max
+            or (self.messages > self._messages_max and self._order[0][1].at + self._repair_s <= now)
+        ):
+            self._evict_oldest()
+
+    def _evict_oldest(self) -> None:
+        shelf, entry = self._order.popleft()
+        shelf.drop(entry)
+        self.messages -= entry.bundle.count
+        self.bytes -= len(entry.bundle.raw) + ENTRY_BYTES
+        self.evicted += 1
