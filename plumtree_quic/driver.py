@@ -110,6 +110,7 @@ class Counters:
 
     bundles_sent: int = 0
     bundles_built: int = 0
+    bundle_bytes_built: int = 0
     messages_accepted: int = 0
     copies_gossip: int = 0
     copies_repair: int = 0
@@ -406,6 +407,7 @@ class Driver:
             zstd_bytes_min=compression.min_payload_size,
         )
         self.counters.bundles_built += 1
+        self.counters.bundle_bytes_built += len(bundle.raw)
         self._next_seq += len(messages)
         self._perform(self.core.broadcast(bundle, now), now)
 
