@@ -371,11 +371,14 @@ class DigestRow:
 class Digest:
     """What the sender holds, right after a link comes up and now and then afterwards.
 
-    The receiver asks, by Graft, for what it lacks; a joiner takes the first one as what was
-    before its time. Hints, like IHave: nothing is believed that is not served.
+    The receiver asks, by Graft, for what it lacks; a joiner takes the first one, all its pages,
+    as what was before its time. Hints, like IHave: nothing is believed that is not served.
+    last: no more pages follow. answer: the receiver sends its own digest back.
     """
 
     rows: tuple[DigestRow, ...]
+    last: bool = True
+    answer: bool = False
 
 
 @attrs.frozen

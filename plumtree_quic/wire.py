@@ -855,8 +855,8 @@ class LinkEncoder:
                     out += varint(entry.first) + varint(entry.last - entry.first)
                     out.append(entry.hop)
                 return (bytes(out),)
-            case Digest(rows):
-                out = bytearray((_DIGEST,))
+            case Digest(rows, last, answer):
+                out = bytearray((_DIGEST, last | answer << 1))
                 for row in rows:
                     self._push_origin(out, Lane.SYNC, row.origin, row.epoch)
                     out += varint(len(row.held))
@@ -913,8 +913,11 @@ class LinkDecoder:
         return IHave(tuple(announcements))
 
     def _decode_digest(self, body: bytes) -> Digest:
+        if len(body) < 2:
+            raise WireError("a digest ends before its flags")
+        flags = body[1]
         rows: list[DigestRow] = []
-        at = 1
+        at = 2
         while at < len(body):
             origin, epoch, at = self._pull_origin(body, at, Lane.SYNC)
             count, at = _pull_varint(body, at)
@@ -931,7 +934,7 @@ class LinkDecoder:
                     raise WireError("a digest's ranges do not ascend")
                 held.append((first, before))
             rows.append(DigestRow(origin, epoch, tuple(held)))
-        return Digest(tuple(rows))
+        return Digest(tuple(rows), bool(flags & 1), bool(flags & 2))
 
     def _pull_origin(self, body: bytes, at: int, lane: Lane) -> tuple[MemberKey, int, int]:
         table = self._tables.setdefault(lane, [])
