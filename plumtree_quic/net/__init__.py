@@ -1,1 +1,1 @@
-"""Authenticated links with lanes and datagrams over one UDP socket. Knows nothing of trees or membership."""
+"""Authenticated links with lanes and datagrams over one UDP socket. Never trees or membership."""

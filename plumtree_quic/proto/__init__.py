@@ -1,1 +1,1 @@
-"""State machines that decide: membership, overlay, broadcast. Never a socket, a clock or a codec."""
+"""State machines that decide: membership, overlay, broadcast. No socket, clock or codec."""

@@ -1,1 +1,1 @@
-"""The production Core and codec on a virtual network, in virtual time. Never a socket or a clock."""
+"""The production Core and codec on a virtual network, in virtual time. No socket or clock."""
