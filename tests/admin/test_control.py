@@ -1,0 +1,137 @@
+"""The Unix socket of a running node: who may use it, and what it answers."""
+
+import asyncio
+import base64
+import json
+import os
+import stat
+
+import pytest
+
+from plumtree_quic import ConfigError, LinkError, Node, PlumtreeConfig, PlumtreeError, QuicConfig
+from plumtree_quic.admin.control import ControlServer, ask, socket_path, stream
+from tests.rigs.pki import Pki
+
+
+@pytest.fixture
+async def running(tmp_path):
+    pki = Pki("test")
+    cert = pki.node("a")
+    quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
+    async with Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:0") as node:
+        control = ControlServer(node, tmp_path)
+        await control.start()
+        yield node, control, tmp_path
+        await control.close()
+
+
+async def test_status_names_the_node_its_members_and_its_health(running):
+    node, _control, directory = running
+    answer = await asyncio.to_thread(ask, socket_path(directory), {"op": "status"})
+    assert answer["node_id"] == node.id
+    assert answer["health"] == "healthy"
+    assert [each["state"] for each in answer["members"]] == ["alive"]
+
+
+async def test_publish_returns_the_message_id(running):
+    node, _control, directory = running
+    payload = base64.b64encode(b"x").decode()
+    answer = await asyncio.to_thread(
+        ask, socket_path(directory), {"op": "publish", "payload": payload, "topic": "t"}
+    )
+    assert answer["id"].startswith("a/")
+    assert node.stats()["messages_accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [
+        ({"op": "explode"}, "unknown op"),
+        ({"op": "publish", "payload": "!"}, "base64"),
+        ({"op": "publish", "payload": "", "topic": "x" * 300}, "topic"),
+    ],
+)
+async def test_a_bad_request_is_answered_and_ends_nothing(running, request_, complaint):
+    _node, _control, directory = running
+    with pytest.raises(PlumtreeError, match=complaint):
+        await asyncio.to_thread(ask, socket_path(directory), request_)
+    await asyncio.to_thread(ask, socket_path(directory), {"op": "status"})
+
+
+async def test_garbage_on_the_socket_ends_nothing(running):
+    _node, _control, directory = running
+    reader, writer = await asyncio.open_unix_connection(str(socket_path(directory)))
+    writer.write(b"[1, 2]\n\x00\xff\n")
+    assert json.loads(await reader.readline())["ok"] is False
+    assert json.loads(await reader.readline())["ok"] is False
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.to_thread(ask, socket_path(directory), {"op": "status"})
+
+
+async def test_the_socket_is_0600_and_goes_when_the_node_goes(running):
+    _node, control, directory = running
+    path = socket_path(directory)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    await control.close()
+    assert not path.exists()
+
+
+async def test_a_second_node_with_the_same_state_directory_is_refused(running):
+    node, _control, directory = running
+    with pytest.raises(ConfigError, match="state directory"):
+        await ControlServer(node, directory).start()
+
+
+async def test_a_socket_that_a_killed_node_left_behind_is_replaced(running):
+    node, control, directory = running
+    await control.close()
+    path = socket_path(directory)
+    import socket
+
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    again = ControlServer(node, directory)
+    await again.start()
+    await asyncio.to_thread(ask, path, {"op": "status"})
+    await again.close()
+
+
+async def test_another_users_connection_is_closed_unanswered(running, monkeypatch):
+    _node, _control, directory = running
+    uid = os.getuid()
+    monkeypatch.setattr("plumtree_quic.admin.control.os.getuid", lambda: uid + 4711)
+    monkeypatch.setattr("plumtree_quic.admin.control._peer_uid", lambda _writer: uid + 1)
+    with pytest.raises(LinkError, match="closed"):
+        await asyncio.to_thread(ask, socket_path(directory), {"op": "status"})
+
+
+async def test_subscribe_streams_messages(running):
+    node, _control, directory = running
+    got = []
+
+    def read():
+        for message in stream(socket_path(directory), None):
+            got.append(message)
+            return
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    while not node._subscriptions:
+        await asyncio.sleep(0.01)
+    pki_peer = node._subscriptions[0]
+    from plumtree_quic.node import Message
+
+    pki_peer._put(Message(node.id, 1, 1, "t", b"hi", 1, 0.0))
+    await asyncio.wait_for(reading, 10)
+    assert base64.b64decode(got[0]["payload"]) == b"hi"
+
+
+async def test_no_node_behind_the_socket_says_how_to_start_one(tmp_path):
+    with pytest.raises(LinkError, match="plumtree-quic node"):
+        ask(socket_path(tmp_path), {"op": "status"})
+
+
+def test_a_path_too_long_for_a_unix_socket_is_named():
+    with pytest.raises(ConfigError, match="shorter"):
+        socket_path("/" + "x" * 120)

@@ -1,0 +1,229 @@
+"""`plumtree-quic node`, `publish`, `subscribe`, `status` as processes: the three-terminal chat."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.rigs.pki import Pki
+
+PROGRAM = [sys.executable, "-m", "plumtree_quic"]
+
+
+class Terminal:
+    """One command that runs, with what it printed so far."""
+
+    def __init__(self, *arguments, env=None):
+        self.process = subprocess.Popen(
+            [*PROGRAM, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+        )
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.text = ""
+
+    def until(self, expected, timeout=20.0):
+        deadline = time.monotonic() + timeout
+        while expected not in self.text:
+            remaining = deadline - time.monotonic()
+            assert remaining > 0, f"{expected!r} never came; got:\n{self.text}"
+            select.select([self.process.stdout], [], [], remaining)
+            chunk = self.process.stdout.read()
+            if chunk == b"":
+                assert expected in self.text, f"ended without {expected!r}:\n{self.text}"
+            self.text += (chunk or b"").decode()
+        return self.text
+
+    def type(self, line):
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(15)
+        finally:
+            self.process.stdin.close()
+            self.text += (self.process.stdout.read() or b"").decode()
+            self.process.stdout.close()
+        return code
+
+
+@pytest.fixture
+def files(tmp_path):
+    pki = Pki("test")
+    (tmp_path / "ca.crt").write_bytes(pki.ca_pem)
+    for name in "abc":
+        cert = pki.node(name)
+        (tmp_path / f"{name}.crt").write_bytes(cert.cert_pem)
+        (tmp_path / f"{name}.key").write_bytes(cert.key_pem)
+        (tmp_path / f"{name}.key").chmod(0o600)
+    return tmp_path
+
+
+def identity(files, name):
+    return (
+        "--cert", str(files / f"{name}.crt"),
+        "--key", str(files / f"{name}.key"),
+        "--ca", str(files / "ca.crt"),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def terminal(*arguments, env=None):
+    opened = Terminal(*arguments, env=env)
+    try:
+        yield opened
+    finally:
+        opened.end()
+
+
+def address_of(opened):
+    text = opened.until("listens on")
+    while "\n" not in text.split("listens on", 1)[1]:
+        text = opened.until("\n")
+    return text.split("listens on ", 1)[1].split()[0]
+
+
+def test_three_terminals_are_a_chat(files):
+    common = ("node", "--listen", "127.0.0.1:0", "--print", "--stdin")
+    with terminal(*common, *identity(files, "a")) as a:
+        seed = address_of(a)
+        with (
+            terminal(*common, *identity(files, "b"), "--seed", seed) as b,
+            terminal(*common, *identity(files, "c"), "--seed", seed) as c,
+        ):
+            for opened in (b, c):
+                opened.until("spiffe://test/node/a is here")
+            b.until("spiffe://test/node/c is here")
+            a.until("spiffe://test/node/c is here")
+            a.type("hello from a")
+            b.until("a: hello from a")
+            c.until("a: hello from a")
+            c.type("escape \x1b[31m this")
+            a.until("c: escape \\x1b[31m this")
+            assert c.end() == 0
+            a.until("spiffe://test/node/c left")
+
+
+def test_publish_subscribe_and_status_through_the_socket(files):
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--state-dir", str(files / "sa"), *identity(files, "a")
+    ) as a:
+        seed = address_of(a)
+        with terminal(
+            "node", "--listen", "127.0.0.1:0", "--print", "--seed", seed,
+            "--state-dir", str(files / "sb"), *identity(files, "b"),
+        ) as b:  # fmt: skip
+            b.until("node/a is here")
+            a.until("node/b is here")
+            with terminal("subscribe", "--count", "1", "--state-dir", str(files / "sb")) as reader:
+                deadline = time.monotonic() + 15
+                while reader.process.poll() is None and time.monotonic() < deadline:
+                    subprocess.run(
+                        [*PROGRAM, "publish", "--state-dir", str(files / "sa"), "one coffee"],
+                        check=True,
+                        stdout=subprocess.DEVNULL,
+                        timeout=30,
+                    )
+                reader.until("one coffee")
+            b.until("a: one coffee")
+            status = subprocess.run(
+                [*PROGRAM, "status", "--state-dir", str(files / "sa")],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=30,
+                env={**os.environ, "COLUMNS": "160"},
+            ).stdout
+            assert "health: healthy" in status or "health: degraded" in status
+            assert "spiffe://test/node/b" in status
+            subprocess.run(
+                [*PROGRAM, "leave", "--state-dir", str(files / "sb")], check=True, timeout=30
+            )
+            assert b.process.wait(15) == 0
+
+
+def refused(*arguments, env=None):
+    done = subprocess.run(
+        [*PROGRAM, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    assert done.returncode not in (0, None)
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_missing_certificate_is_named(files):
+    text = refused("node", "--cert", "nowhere.crt", "--key", str(files / "a.key"),
+                   "--ca", str(files / "ca.crt"))  # fmt: skip
+    assert "nowhere.crt" in text
+
+
+def test_no_certificate_at_all_says_what_to_set(files):
+    assert "PLUMTREE_CERT" in refused("node", "--listen", "127.0.0.1:0")
+
+
+def test_the_wrong_key_is_named(files):
+    text = refused("node", "--listen", "127.0.0.1:0", "--cert", str(files / "a.crt"),
+                   "--key", str(files / "b.key"), "--ca", str(files / "ca.crt"))  # fmt: skip
+    assert "b.key" in text
+
+
+def test_a_port_in_use_is_named(files):
+    with terminal("node", "--listen", "127.0.0.1:0", *identity(files, "a")) as a:
+        text = refused("node", "--listen", address_of(a), *identity(files, "b"))
+        assert "in use" in text
+
+
+def test_a_bad_environment_value_is_named(files):
+    text = refused(
+        "node", "--listen", "127.0.0.1:0", *identity(files, "a"),
+        env={"PLUMTREE_EAGER_FANOUT": "many"},
+    )  # fmt: skip
+    assert "eager_fanout" in text.lower()
+
+
+def test_an_unknown_environment_variable_names_the_nearest(files):
+    text = refused(
+        "node", "--listen", "127.0.0.1:0", *identity(files, "a"),
+        env={"PLUMTREE_EAGER_FANOT": "3"},
+    )  # fmt: skip
+    assert "eager_fanout" in text.lower()
+
+
+def test_a_bad_flag_is_named(files):
+    assert "--lisen" in refused("node", "--lisen", "x")
+
+
+def test_a_message_too_large_says_the_limit(files):
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--state-dir", str(files / "s"), *identity(files, "a"),
+        "--set", "max_message_size=100",
+    ) as a:  # fmt: skip
+        address_of(a)
+        text = refused("publish", "--state-dir", str(files / "s"), "x" * 101)
+        assert "max_message_size" in text
+
+
+def test_a_wrong_seed_is_named_and_the_node_stays_up(files):
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--seed", "127.0.0.1", *identity(files, "a")
+    ) as a:
+        a.until("host:port")
+
+
+def test_no_node_behind_the_socket(files):
+    assert "no node answers" in refused("status", "--state-dir", str(files))
