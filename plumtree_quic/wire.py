@@ -855,8 +855,8 @@ class LinkEncoder:
                     out += varint(entry.first) + varint(entry.last - entry.first)
                     out.append(entry.hop)
                 return (bytes(out),)
-            case Digest(rows, last, answer):
-                out = bytearray((_DIGEST, last | answer << 1))
+            case Digest(rows):
+                out = bytearray((_DIGEST, message.last | message.answer << 1))
                 for row in rows:
                     self._push_origin(out, Lane.SYNC, row.origin, row.epoch)
                     out += varint(len(row.held))
