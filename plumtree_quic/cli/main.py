@@ -5,6 +5,8 @@ No command's own work here.
 
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Sequence
 
 import click
@@ -32,7 +34,7 @@ imports no command."""
 class _LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         return [
             name for name, (target, _) in COMMANDS.items() if _module_exists(target.split(":")[0])
         ]
@@ -76,14 +78,17 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return 2
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}{_hint(error)}", err=True)
+        click.echo(f"error: {error.format_message().rstrip(".")}{_hint(error)}", err=True)
         return error.exit_code
     except click.Abort:
         return 130
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 1  # the reader of our output went away; there is nobody to tell
+        # The reader of our output went away (`| head`). What is still buffered must not raise
+        # again at exit (Python documentation, "Note on SIGPIPE").
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except PlumtreeError as error:
         click.echo(f"error: {error}", err=True)
         usage = isinstance(error, ConfigError) and not isinstance(error, CredentialsError)
