@@ -1,0 +1,1323 @@
+"""Plumtree: one broadcast tree per origin, repaired by what is announced beside it.
+
+Leitao, Pereira, Rodrigues, "Epidemic Broadcast Trees" (SRDS 2007), with one directed tree per
+origin. Says what to push, announce, ask and serve on the links that are up; it never learns who
+is a member, and never sees a bundle whose signature was not checked.
+
+The rule that everything hangs on: from the moment of its delivery a bundle is, for each link that
+is up, either pushed, or owed an announcement, or known to be there already. What was delivered
+before a link came up is in the digest that is sent on it first.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from math import inf
+from random import Random
+
+import attrs
+
+from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.ids import MemberKey, NodeId
+from plumtree_quic.messages import (
+    Announcement,
+    Bundle,
+    Digest,
+    DigestRow,
+    Gossip,
+    Graft,
+    GraftEntry,
+    GraftRefused,
+    IHave,
+    Prune,
+    Range,
+    RefusedReason,
+    Repair,
+)
+from plumtree_quic.proto.cache import Cache, Held, Shelf
+from plumtree_quic.proto.effects import (
+    Deliver,
+    Effect,
+    GraftFailed,
+    GraftSent,
+    PeerDemoted,
+    PeerPromoted,
+    PruneSent,
+    Push,
+    Send,
+)
+from plumtree_quic.proto.missing import ANNOUNCED_IDS_MAX, DIGEST, Gap, Missing, StreamKey
+from plumtree_quic.proto.seen import Intervals
+
+__all__ = ["Counters", "Plumtree"]
+
+# A full mesh has at most this many links when max_peers is None (ARCHITECTURE section 7).
+FULL_MESH_LINKS_MAX = 16
+# After this long without an origin its links may all be others: its tree starts again.
+ORIGIN_IDLE_S = 600.0
+# How often in a row a link must be first before it becomes the parent.
+PARENT_STREAK = 3
+EPOCHS_MAX = 8
+GAPS_MAX = 1_024
+# How far above the highest id seen an announcement may reach; a digest is asked for instead.
+AHEAD_IDS_MAX = 65_536
+HOP_MAX = 255
+# What one graft frame may name and may be answered with.
+GRAFT_RANGES_MAX = 64
+GRAFT_ANSWER_BYTES_MAX = 1 << 20
+# The longest time for which a bundle is kept for grafts that may still come.
+REPAIR_S_MAX = 15.0
+# Origins that are grafted at once when their parent's link goes down: four frames. The others
+# are grafted when something of them is announced.
+ORPHANS_MAX = 4 * GRAFT_RANGES_MAX
+# Digests: what fits a frame, what is believed of one link, and how often one is asked for.
+DIGEST_BYTES_MAX = 60_000
+DIGEST_ROWS_MAX = 4_096
+DIGEST_RANGES_PER_ROW_MAX = 256
+DIGEST_BACKLOG_RANGES_MAX = 16_384
+DIGEST_ASK_EVERY_S = 1.0
+DIGEST_ANSWER_EVERY_S = 0.5
+# A joiner waits this long for the end of its first digest, and lets others' wait meanwhile.
+GREETING_S = 5.0
+GREETING_PAGES_MAX = 64
+CACHE_SWEEP_S = 1.0
+
+
+@attrs.define
+class Counters:
+    """Plain integers since the start; bundles unless the name says otherwise."""
+
+    tree_delivered: int = 0
+    tree_repaired: int = 0
+    tree_duplicates: int = 0
+    tree_repairs_late: int = 0
+    tree_pushed: int = 0
+    tree_refused: int = 0
+    tree_stale: int = 0
+    tree_equivocations: int = 0
+    tree_over_gaps: int = 0
+    tree_ids_lost: int = 0
+    announcements_sent: int = 0
+    announcements_received: int = 0
+    announcements_clipped: int = 0
+    grafts_sent: int = 0
+    grafts_received: int = 0
+    grafts_failed: int = 0
+    grafts_refused: int = 0
+    grafts_over_rate: int = 0
+    repairs_sent: int = 0
+    prunes_sent: int = 0
+    prunes_received: int = 0
+    parents_changed: int = 0
+    paths_shortened: int = 0
+    digests_sent: int = 0
+    digests_received: int = 0
+
+
+@attrs.define(eq=False)
+class _Link:
+    """One link that is up. bit: its place in every mask of this module."""
+
+    peer: NodeId
+    bit: int
+    heard_at: float
+    tokens: float
+    tokens_at: float
+    rtt_s: float = 0.0
+    silent_after_s: float = inf
+    origins_pushed: int = 0
+    failures: int = 0
+    backlog: deque[tuple[StreamKey, int, int]] = attrs.field(factory=deque)
+    digest_asked_at: float = -inf
+    digest_sent_at: float = -inf
+
+
+@attrs.define(eq=False)
+class _Owed:
+    """An announcement that is due to the links in `mask` when the batch closes."""
+
+    key: StreamKey
+    first: int
+    last: int
+    hop: int
+    mask: int
+
+
+@attrs.define(eq=False)
+class _Origin:
+    """The tree of one origin, as far as this node is concerned.
+
+    pushes: a bit per link: do we push this origin there. full: links that refused to push more
+    children. pushed_at: when the parent last pushed something new.
+    """
+
+    key: MemberKey
+    pushes: int = 0
+    full: int = 0
+    started: bool = False
+    parent: _Link | None = None
+    challenger: _Link | None = None
+    streak: int = 0
+    heard_at: float = inf
+    pushed_at: float = -inf
+    promoted_at: float = -inf
+    pruned_at: dict[NodeId, float] = attrs.field(factory=dict)
+    epochs: dict[int, "_Stream"] = attrs.field(factory=dict)
+    # The peers for a mask of bits, made once for as long as the mask stays.
+    targets_mask: int = 0
+    targets: tuple[NodeId, ...] = ()
+
+
+@attrs.define(eq=False)
+class _Stream:
+    """One (origin, epoch): what was seen of it, what can be served, what is still to announce.
+
+    floor: the highest id that was before our time.
+    """
+
+    key: StreamKey
+    origin: _Origin
+    seen: Intervals = attrs.field(factory=Intervals)
+    shelf: Shelf = attrs.field(factory=Shelf)
+    owed: list[_Owed] = attrs.field(factory=list)
+    floor: int = 0
+
+
+_Asks = dict[NodeId, dict[StreamKey, tuple[list[Range], bool]]]
+"""Per peer and stream: the ranges to ask for, and whether to ask for pushes from now on."""
+
+
+class Plumtree:
+    """The broadcast half of one node.
+
+    Args:
+        me: our own key; `epoch`: our own epoch.
+        config: see PlumtreeConfig.
+        rng: chooses where a new origin starts and whom to compare digests with.
+    """
+
+    def __init__(self, me: MemberKey, epoch: int, config: PlumtreeConfig, rng: Random) -> None:
+        self._me = me
+        self._epoch = epoch
+        self._config = config
+        self._rng = rng
+        self._links: dict[NodeId, _Link] = {}
+        self._free_bits: list[int] = []
+        self._all = 0
+        self._congested = 0
+        self._protected: tuple[NodeId, ...] = ()
+        self._origins: dict[MemberKey, _Origin] = {}
+        self._streams: dict[StreamKey, _Stream] = {}
+        repair_s = config.graft_timeout * float(1 << min(config.graft_max_retries + 1, 16))
+        self._cache = Cache(
+            config.message_cache_ttl,
+            config.message_cache_max_size,
+            min(repair_s, REPAIR_S_MAX),
+        )
+        self._cache_swept_at = -inf
+        self._missing = Missing(config.graft_timeout)
+        # Whom we asked to push an origin of which nothing has come yet.
+        self._hoped: dict[MemberKey, tuple[float, NodeId]] = {}
+        self._owed: list[_Owed] = []
+        self._owed_at: float | None = None
+        # Peers to be asked for a digest, and when.
+        self._digest_asks: dict[NodeId, float] = {}
+        self._sync_at: float | None = None
+        # The joiner's floor: nobody yet, the peer whose digest it is, or done.
+        self._greeter: NodeId | None = None
+        self._greeted = False
+        self._greeting_ends_at = inf
+        self._early: list[tuple[NodeId, Digest]] = []
+        self.counters = Counters()
+
+    # --- links ----------------------------------------------------------------------------------
+
+    def link_up(self, peer: NodeId, now: float) -> list[Effect]:
+        """A link is up: it gets our digest, and owes nothing of what was before."""
+        effects: list[Effect] = self.link_down(peer, now) if peer in self._links else []
+        bit = self._free_bits.pop() if self._free_bits else 1 << len(self._links)
+        burst = float(self._config.graft_rate_limit_burst)
+        link = self._links[peer] = _Link(peer, bit, now, burst, now)
+        self._all |= bit
+        if self._sync_at is None:
+            self._plan_sync(now)
+        if not self._greeted and self._greeter is None:
+            self._greeter = peer
+            self._greeting_ends_at = now + GREETING_S
+        self._send_digest(link, now, effects)
+        return effects
+
+    def link_down(self, peer: NodeId, now: float) -> list[Effect]:
+        """A link is gone: what it was to bring is asked of others at once."""
+        link = self._links.pop(peer, None)
+        if link is None:
+            return []
+        effects: list[Effect] = []
+        keep = ~link.bit
+        self._all &= keep
+        self._congested &= keep
+        for owed in self._owed:
+            owed.mask &= keep
+        self._digest_asks.pop(peer, None)
+        orphans: list[_Origin] = []
+        for origin in self._origins.values():
+            # The link is gone, and with it the word "eager": no PeerDemoted for it.
+            origin.pushes &= keep
+            origin.full &= keep
+            origin.targets_mask = 0
+            origin.targets = ()
+            origin.pruned_at.pop(peer, None)
+            if origin.challenger is link:
+                origin.challenger = None
+            if origin.parent is link:
+                origin.parent = None
+                orphans.append(origin)
+        self._free_bits.append(link.bit)
+        self._missing.link_down(peer, now)
+        asks: _Asks = {}
+        self._adopt_orphans(orphans, now, asks, effects)
+        self._fire_grafts(now, effects, asks)
+        if self._greeter == peer:
+            self._end_greeting(now, effects)
+        return effects
+
+    def heard(self, peer: NodeId, now: float, rtt_s: float, silent_after_s: float) -> None:
+        """Something fresh came on the link to `peer`."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.heard_at = now
+            link.rtt_s = rtt_s
+            link.silent_after_s = silent_after_s
+
+    def congested(self, peer: NodeId, now: float) -> list[Effect]:  # noqa: ARG002
+        """No room for pushes on this link: until `drained`, they become announcements."""
+        link = self._links.get(peer)
+        if link is not None:
+            self._congested |= link.bit
+        return []
+
+    def drained(self, peer: NodeId, now: float) -> list[Effect]:  # noqa: ARG002
+        """There is room again."""
+        link = self._links.get(peer)
+        if link is not None:
+            self._congested &= ~link.bit
+        return []
+
+    def set_protected(self, peers: Sequence[NodeId]) -> None:
+        """These peers' grafts are never refused for max_eager_peers."""
+        self._protected = tuple(peers)
+
+    def rebalance(self) -> None:
+        """Let every tree start again from `eager_fanout` links with the origin's next bundle."""
+        for origin in self._origins.values():
+            origin.heard_at = -inf
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def broadcast(self, bundle: Bundle, now: float) -> list[Effect]:
+        """Push a bundle of our own."""
+        stream = self._open(bundle.origin, bundle.epoch)
+        if stream is None or stream.seen.overlaps(bundle.first, bundle.last):
+            raise AssertionError("a sequence number of our own was used twice")
+        effects: list[Effect] = []
+        self._take(stream, bundle, now)
+        self._restart_if_idle(stream.origin, now, effects)
+        self._spread(stream, bundle, hop=0, link=None, now=now, effects=effects)
+        return effects
+
+    def receive(
+        self,
+        peer: NodeId,
+        message: Gossip | Repair | IHave | Graft | Prune | GraftRefused | Digest,
+        now: float,
+    ) -> list[Effect]:
+        """A message that came on the link to `peer`; bundles are verified."""
+        link = self._links.get(peer)
+        if link is None:
+            return []
+        link.heard_at = now
+        match message:
+            case Gossip():
+                return self._on_gossip(link, message, now)
+            case IHave():
+                return self._on_ihave(link, message, now)
+            case Repair():
+                return self._on_repair(link, message, now)
+            case Graft():
+                return self._on_graft(link, message, now)
+            case Prune():
+                return self._on_prune(link, message, now)
+            case GraftRefused():
+                return self._on_graft_refused(link, message, now)
+            case Digest():
+                return self._on_digest(link, message, now)
+
+    def refuse(self, peer: NodeId, message: Gossip | Repair, now: float) -> list[Effect]:
+        """The application rejects this bundle: seen, but not delivered, held or forwarded."""
+        link = self._links.get(peer)
+        bundle = message.bundle
+        stream = self._open(bundle.origin, bundle.epoch)
+        if link is None or stream is None:
+            return []
+        link.heard_at = now
+        effects: list[Effect] = []
+        if self._is_new(stream, bundle):
+            self.counters.tree_refused += 1
+            self._take(stream, bundle, now)
+            if isinstance(message, Gossip):
+                self._note_parent(stream.origin, link, now, effects)
+        elif isinstance(message, Gossip):
+            self._on_duplicate(stream, link, bundle, now, effects)
+        return effects
+
+    # --- bundles --------------------------------------------------------------------------------
+
+    def _on_gossip(self, link: _Link, message: Gossip, now: float) -> list[Effect]:
+        bundle = message.bundle
+        stream = self._streams.get((bundle.origin, bundle.epoch)) or self._open(
+            bundle.origin, bundle.epoch
+        )
+        effects: list[Effect] = []
+        if stream is None:
+            self.counters.tree_stale += 1
+        elif bundle.first > stream.seen.highest or self._is_new(stream, bundle):
+            if self._has_room(stream, bundle, link, now):
+                origin = stream.origin
+                effects.append(Deliver(bundle, message.hop, link.peer))
+                known = self._take(stream, bundle, now)
+                self._restart_if_idle(origin, now, effects)
+                self._note_parent(origin, link, now, effects)
+                self._spread(
+                    stream,
+                    bundle,
+                    hop=message.hop,
+                    link=link,
+                    now=now,
+                    effects=effects,
+                    known=known,
+                )
+        else:
+            self._on_duplicate(stream, link, bundle, now, effects)
+        return effects
+
+    def _on_repair(self, link: _Link, message: Repair, now: float) -> list[Effect]:
+        bundle = message.bundle
+        link.failures = 0
+        effects: list[Effect] = []
+        stream = self._open(bundle.origin, bundle.epoch)
+        if stream is None:
+            self.counters.tree_stale += 1
+        elif self._is_new(stream, bundle):
+            if self._has_room(stream, bundle, link, now):
+                self.counters.tree_repaired += 1
+                effects.append(Deliver(bundle, message.hop, link.peer))
+                known = self._take(stream, bundle, now)
+                self._restart_if_idle(stream.origin, now, effects)
+                self._spread(
+                    stream,
+                    bundle,
+                    hop=message.hop,
+                    link=link,
+                    now=now,
+                    effects=effects,
+                    known=known,
+                    repair=True,
+                )
+        else:
+            self.counters.tree_repairs_late += 1
+            self._settle_owed(stream, link.bit, bundle.first, bundle.last)
+        if link.backlog:
+            self._continue_backlog(link, now, effects)
+        return effects
+
+    def _is_new(self, stream: _Stream, bundle: Bundle) -> bool:
+        """Whether nothing of `bundle` was seen; an overlap that is no duplicate is counted."""
+        first, last = bundle.first, bundle.last
+        seen = stream.seen
+        if stream.key == (self._me, self._epoch):
+            # Our own and not sent by us in this life: somebody else holds our key.
+            if not seen.covers(first, last):
+                self.counters.tree_equivocations += 1
+            return False
+        if not seen.overlaps(first, last):
+            return True
+        if seen.covers(first, last):
+            held = stream.shelf.find(first)
+            if held is not None and held.bundle.raw != bundle.raw:
+                self.counters.tree_equivocations += 1
+            return False
+        if first <= stream.floor and not stream.shelf.held.overlaps(first, last):
+            # Half of it was declared to be before our time: none of it was delivered.
+            return True
+        self.counters.tree_equivocations += 1
+        return False
+
+    def _has_room(self, stream: _Stream, bundle: Bundle, link: _Link, now: float) -> bool:
+        """Whether the seen set can take `bundle`, giving up its lowest hole if need be."""
+        seen = stream.seen
+        if len(seen) < GAPS_MAX or not seen.opens_gap(bundle.first, bundle.last):
+            return True
+        if seen.gaps < GAPS_MAX:
+            return True
+        hole = seen.lowest_gap()
+        if hole is not None and self._missing.without(stream.key, *hole) == [hole]:
+            # Nobody has it on offer any more.
+            self.counters.tree_ids_lost += hole[1] - hole[0] + 1
+            seen.add(*hole)
+            return True
+        self.counters.tree_over_gaps += 1
+        self._want_digest(link, now)
+        return False
+
+    def _take(self, stream: _Stream, bundle: Bundle, now: float) -> int:
+        """Mark `bundle` as seen. Returns the links that have announced it."""
+        stream.seen.add(bundle.first, bundle.last)
+        known = 0
+        if self._missing:
+            for peer in self._missing.fill(stream.key, bundle.first, bundle.last):
+                known |= self._links[peer].bit
+        if stream.origin.heard_at is inf:
+            stream.origin.heard_at = now
+        return known
+
+    def _spread(
+        self,
+        stream: _Stream,
+        bundle: Bundle,
+        *,
+        hop: int,
+        link: _Link | None,
+        now: float,
+        effects: list[Effect],
+        known: int = 0,
+        repair: bool = False,
+    ) -> None:
+        """Keep, push and announce a bundle that was just delivered, except where it is known."""
+        origin = stream.origin
+        if not origin.started:
+            self._start_tree(origin, link, effects)
+        origin.heard_at = now
+        self.counters.tree_delivered += 1
+        came_by = link.peer if link is not None and not repair else None
+        self._cache.put(stream.shelf, Held(bundle, hop, now, came_by))
+        if link is not None:
+            known |= link.bit
+        pushed = origin.pushes & ~(known | self._congested)
+        if pushed:
+            peers = origin.targets if pushed == origin.targets_mask else self._aim(origin, pushed)
+            self.counters.tree_pushed += len(peers)
+            effects.append(Push(peers, Gossip(hop + 1 if hop < HOP_MAX else HOP_MAX, bundle)))
+        owed = self._all & ~(known | pushed)
+        if owed:
+            self._owe(stream, bundle, hop, owed, now=now, effects=effects)
+
+    def _aim(self, origin: _Origin, mask: int) -> tuple[NodeId, ...]:
+        origin.targets = tuple(link.peer for link in self._links.values() if link.bit & mask)
+        origin.targets_mask = mask
+        return origin.targets
+
+    def _on_duplicate(
+        self, stream: _Stream, link: _Link, bundle: Bundle, now: float, effects: list[Effect]
+    ) -> None:
+        """A second copy was pushed: by any link but the parent, that was one too many."""
+        self.counters.tree_duplicates += 1
+        if stream.owed:
+            self._settle_owed(stream, link.bit, bundle.first, bundle.last)
+        origin = stream.origin
+        if origin.parent is link:
+            return
+        # What was on its way when the first prune left needs no second one.
+        pause_s = max(self._config.graft_timeout, 4 * link.rtt_s)
+        if now - origin.pruned_at.get(link.peer, -inf) >= pause_s:
+            self._prune(origin, link, now, effects)
+
+    # --- trees ----------------------------------------------------------------------------------
+
+    def _set_push(self, origin: _Origin, link: _Link, on: bool, effects: list[Effect]) -> None:
+        """Begin or end to push `origin` to `link`: the one place where this changes."""
+        if bool(origin.pushes & link.bit) is on:
+            return
+        origin.pushes ^= link.bit
+        if on:
+            link.origins_pushed += 1
+            if link.origins_pushed == 1:
+                effects.append(PeerPromoted(link.peer))
+        else:
+            link.origins_pushed -= 1
+            if link.origins_pushed == 0:
+                effects.append(PeerDemoted(link.peer))
+
+    def _start_tree(self, origin: _Origin, source: _Link | None, effects: list[Effect]) -> None:
+        """Choose where an origin is pushed first: prunes make a tree of it."""
+        candidates = [
+            link
+            for link in self._links.values()
+            if link is not source and link is not origin.parent
+        ]
+        if not candidates:
+            return
+        origin.started = True
+        config = self._config
+        if len(self._links) > (config.max_peers or FULL_MESH_LINKS_MAX):
+            count = min(config.eager_fanout, len(candidates))
+            candidates = self._rng.sample(candidates, count)
+        for link in candidates:
+            if self._may_push(origin, link):
+                self._set_push(origin, link, True, effects)
+
+    def _may_push(self, origin: _Origin, link: _Link) -> bool:
+        """Whether max_eager_peers leaves room for one child more; ring neighbours always fit."""
+        limit = self._config.max_eager_peers
+        return (
+            limit is None
+            or bool(origin.pushes & link.bit)
+            or link.peer in self._protected
+            or origin.pushes.bit_count() < limit
+        )
+
+    def _restart_if_idle(self, origin: _Origin, now: float, effects: list[Effect]) -> None:
+        if now - origin.heard_at <= ORIGIN_IDLE_S:
+            return
+        for link in self._links.values():
+            self._set_push(origin, link, False, effects)
+        origin.started = False
+        origin.parent = origin.challenger = None
+        origin.full = 0
+        origin.pruned_at.clear()
+
+    def _note_parent(self, origin: _Origin, link: _Link, now: float, effects: list[Effect]) -> None:
+        """`link` was first: as the parent, as a new one, or as one that may become it."""
+        if origin.parent is link:
+            origin.pushed_at = now
+            origin.challenger = None
+            return
+        if origin.key == self._me:
+            return
+        if origin.parent is not None:
+            if origin.challenger is not link:
+                origin.challenger = link
+                origin.streak = 0
+            origin.streak += 1
+            if origin.streak < PARENT_STREAK:
+                return
+        self._become_child(origin, link, effects)
+        origin.pushed_at = now
+
+    def _become_child(self, origin: _Origin, link: _Link, effects: list[Effect]) -> None:
+        """`link` brings this origin from now on, so it needs none of it from us."""
+        if origin.key == self._me:
+            return
+        if origin.parent is not link:
+            self.counters.parents_changed += 1
+        origin.parent = link
+        origin.challenger = None
+        origin.streak = 0
+        origin.pruned_at.pop(link.peer, None)
+        self._set_push(origin, link, False, effects)
+
+    def _prune(self, origin: _Origin, link: _Link, now: float, effects: list[Effect]) -> None:
+        origin.pruned_at[link.peer] = now
+        self.counters.prunes_sent += 1
+        effects.append(Send(link.peer, Prune((origin.key,))))
+        effects.append(PruneSent(link.peer, origin.key))
+
+    def _on_prune(self, link: _Link, message: Prune, now: float) -> list[Effect]:  # noqa: ARG002
+        effects: list[Effect] = []
+        self.counters.prunes_received += 1
+        for key in message.origins:
+            origin = self._origins.get(key)
+            if origin is not None:
+                self._set_push(origin, link, False, effects)
+        return effects
+
+    def _shorten(
+        self, stream: _Stream, link: _Link, entry: Announcement, now: float, effects: list[Effect]
+    ) -> None:
+        """Tree optimization (the paper's section 3.8): swap the parent for a shorter path.
+
+        Hops are hearsay: they count only when the announcement came no later than the parent's
+        copy by more than the link's round trip.
+        """
+        origin = stream.origin
+        parent = origin.parent
+        if parent is None or parent is link or origin.pushes & link.bit:
+            return
+        held = stream.shelf.find(entry.last)
+        if held is None or held.peer != parent.peer:
+            return
+        gain = held.hop - (entry.hop + 1)
+        if (
+            gain > self._config.optimization_threshold
+            and now - held.at <= link.rtt_s
+            and now - origin.promoted_at >= self._config.graft_timeout
+            and not origin.full & link.bit
+        ):
+            self.counters.paths_shortened += 1
+            origin.promoted_at = now
+            self._become_child(origin, link, effects)
+            self._emit({link.peer: {stream.key: ([], True)}}, effects)
+            self._prune(origin, parent, now, effects)
+
+    # --- announcements that we owe --------------------------------------------------------------
+
+    def _owe(
+        self,
+        stream: _Stream,
+        bundle: Bundle,
+        hop: int,
+        mask: int,
+        *,
+        now: float,
+        effects: list[Effect],
+    ) -> None:
+        first, last = bundle.first, bundle.last
+        if stream.owed:
+            entry = stream.owed[-1]
+            if entry.last + 1 == first and entry.mask == mask and entry.hop == hop:
+                entry.last = last
+                return
+        entry = _Owed(stream.key, first, last, hop, mask)
+        stream.owed.append(entry)
+        self._owed.append(entry)
+        if self._owed_at is None:
+            self._owed_at = now + self._config.ihave_interval
+        if len(self._owed) >= self._config.ihave_batch_size:
+            self._flush_owed(effects)
+
+    def _settle_owed(self, stream: _Stream, bit: int, first: int, last: int) -> None:
+        """The link `bit` has first .. last: it is owed nothing of that."""
+        for entry in tuple(stream.owed):
+            if not entry.mask & bit or entry.first > last or entry.last < first:
+                continue
+            if entry.first < first:
+                self._split_owed(stream, entry, bit, entry.first, first - 1)
+            if entry.last > last:
+                self._split_owed(stream, entry, bit, last + 1, entry.last)
+            entry.mask &= ~bit
+
+    def _split_owed(self, stream: _Stream, entry: _Owed, bit: int, first: int, last: int) -> None:
+        rest = _Owed(entry.key, first, last, entry.hop, bit)
+        # Not at the end, where the next bundle looks for the entry that it continues.
+        stream.owed.insert(0, rest)
+        self._owed.append(rest)
+
+    def _flush_owed(self, effects: list[Effect]) -> None:
+        """Close the batch: each link gets what it is owed, in one frame."""
+        batch, self._owed = self._owed, []
+        self._owed_at = None
+        entries: list[tuple[int, Announcement]] = []
+        common = -1
+        union = 0
+        for owed in batch:
+            self._streams[owed.key].owed.clear()
+            if owed.mask:
+                origin, epoch = owed.key
+                entries.append(
+                    (owed.mask, Announcement(origin, epoch, owed.first, owed.last, owed.hop))
+                )
+                common &= owed.mask
+                union |= owed.mask
+        if not entries:
+            return
+        everything = IHave(tuple(entry for _, entry in entries))
+        for link in self._links.values():
+            bit = link.bit
+            if not union & bit:
+                continue
+            message = everything
+            if not common & bit:
+                message = IHave(tuple(entry for mask, entry in entries if mask & bit))
+            self.counters.announcements_sent += len(message.announcements)
+            effects.append(Send(link.peer, message))
+
+    # --- announcements that we hear -------------------------------------------------------------
+
+    def _on_ihave(self, link: _Link, message: IHave, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        self.counters.announcements_received += len(message.announcements)
+        for entry in message.announcements:
+            key = (entry.origin, entry.epoch)
+            first, last = entry.first, entry.last
+            stream = self._streams.get(key)
+            if stream is None:
+                if self._is_stale(key):
+                    self.counters.tree_stale += 1
+                    continue
+                unseen = [(first, last)]
+            else:
+                if stream.owed:
+                    self._settle_owed(stream, link.bit, first, last)
+                if stream.seen.covers(first, last):
+                    self._shorten(stream, link, entry, now, effects)
+                    continue
+                unseen = stream.seen.missing(first, last)
+                end = stream.seen.highest + AHEAD_IDS_MAX
+                if stream.seen and last > end:
+                    unseen = [(a, min(b, end)) for a, b in unseen if a <= end]
+                    self._clip(link, now)
+            for run in unseen:
+                if key == (self._me, self._epoch):
+                    break
+                due = self._patience(self._origins.get(entry.origin), link.peer, now, now)
+                if not self._missing.announce(key, run, link.peer, hop=entry.hop, due=due, now=now):
+                    self._clip(link, now)
+                    break
+        if self._missing:
+            self._fire_grafts(now, effects)
+        return effects
+
+    def _clip(self, link: _Link, now: float) -> None:
+        """More was announced than is taken: a digest tells the rest when there is room."""
+        self.counters.announcements_clipped += 1
+        self._want_digest(link, now)
+
+    def _patience(
+        self, origin: _Origin | None, announcer: NodeId, since: float, now: float
+    ) -> float:
+        """Until when to wait for the push of what was announced at `since`: `now`, or later.
+
+        graft_timeout while the parent's link is up and not silent. A parent that announces does
+        not push.
+        """
+        parent = origin.parent if origin is not None else None
+        if parent is None or parent.peer == announcer or parent.peer not in self._links:
+            return now
+        silent_at = max(parent.heard_at, since) + parent.silent_after_s
+        return max(now, min(since + self._config.graft_timeout, silent_at))
+
+    # --- grafts that we send --------------------------------------------------------------------
+
+    def _fire_grafts(self, now: float, effects: list[Effect], asks: _Asks | None = None) -> None:
+        """Ask for every range whose time has come: one frame a peer."""
+        if asks is None:
+            asks = {}
+        missing = self._missing
+        for gap in missing.due(now):
+            origin = self._origins.get(gap.key[0])
+            if gap.patient and len(gap.announcers) > 0:
+                due = now
+                for peer in gap.announcers:
+                    due = self._patience(origin, peer, gap.since, now)
+                    if due <= now:
+                        break
+                if due > now:
+                    missing.schedule(gap, due)
+                    continue
+            if gap.asked is not None:
+                silent = self._links.get(gap.asked)
+                if silent is not None:
+                    silent.failures += 1
+                gap.asked = None
+                gap.tries += 1
+            link = self._best_announcer(gap)
+            if link is None or gap.tries > self._config.graft_max_retries:
+                missing.drop(gap)
+                self.counters.grafts_failed += 1
+                effects.append(GraftFailed(gap.key[0], gap.key[1], (gap.first, gap.last)))
+                self._ask_somebody(now)
+                continue
+            promote = self._may_promote(gap, origin, link, now)
+            if promote:
+                self._become_grafted(gap.key[0], origin, link, now, effects)
+            missing.ask(gap, link.peer)
+            missing.schedule(gap, now + missing.wait_s(gap))
+            ranges, promoted = asks.setdefault(link.peer, {}).get(gap.key, ([], False))
+            ranges.append((gap.first, gap.last))
+            asks[link.peer][gap.key] = (ranges, promoted or promote)
+        self._emit(asks, effects)
+
+    def _best_announcer(self, gap: Gap) -> _Link | None:
+        """Whom to ask: least often asked for this, most reliable, nearest; then who came first."""
+        best: _Link | None = None
+        best_rank = (0, 0, 0.0)
+        for peer in gap.announcers:
+            link = self._links.get(peer)
+            if link is None:
+                continue
+            rank = (gap.asked_times.get(peer, 0), link.failures, link.rtt_s)
+            if best is None or rank < best_rank:
+                best, best_rank = link, rank
+        return best
+
+    def _may_promote(self, gap: Gap, origin: _Origin | None, link: _Link, now: float) -> bool:
+        """At most one promotion per origin and graft_timeout, and none for what is history."""
+        if gap.announcers[link.peer] == DIGEST or gap.key[0] == self._me:
+            return False
+        if origin is None:
+            hoped = self._hoped.get(gap.key[0])
+            return hoped is None or now - hoped[0] >= self._config.graft_timeout
+        if origin.full & link.bit or now - origin.promoted_at < self._config.graft_timeout:
+            return False
+        # A parent that went on pushing after this was announced has not failed.
+        parent = origin.parent
+        return parent is None or parent is link or origin.pushed_at < gap.since
+
+    def _become_grafted(
+        self,
+        key: MemberKey,
+        origin: _Origin | None,
+        link: _Link,
+        now: float,
+        effects: list[Effect],
+    ) -> None:
+        if origin is not None:
+            origin.promoted_at = now
+            self._become_child(origin, link, effects)
+            return
+        # Nothing of this origin has come yet; it may not even exist.
+        while self._hoped:
+            oldest = next(iter(self._hoped))
+            if now - self._hoped[oldest][0] < max(self._config.graft_timeout, GREETING_S):
+                break
+            del self._hoped[oldest]
+        self._hoped.pop(key, None)
+        self._hoped[key] = (now, link.peer)
+
+    def _adopt_orphans(
+        self, orphans: list[_Origin], now: float, asks: _Asks, effects: list[Effect]
+    ) -> None:
+        """Their parent's link is gone: the best other link is asked to push them, in one frame.
+
+        A link to which we push an origin has it from us, so it is asked for none of that one.
+        """
+        orphans = [o for o in orphans if o.epochs and now - o.heard_at <= ORIGIN_IDLE_S]
+        orphans.sort(key=lambda origin: -origin.heard_at)
+        ranked = sorted(self._links.values(), key=lambda link: (link.failures, link.rtt_s))
+        for origin in orphans[:ORPHANS_MAX]:
+            for link in ranked:
+                if not (origin.pushes | origin.full) & link.bit:
+                    origin.promoted_at = now
+                    self._become_child(origin, link, effects)
+                    key = (origin.key, max(origin.epochs))
+                    asks.setdefault(link.peer, {})[key] = ([], True)
+                    break
+
+    def _emit(self, asks: _Asks, effects: list[Effect]) -> None:
+        """Turn what is to be asked into frames of at most 64 entries and 64 ranges."""
+        for peer, streams in asks.items():
+            entries: list[GraftEntry] = []
+            room = GRAFT_RANGES_MAX
+            for (origin, epoch), (asked, promote) in streams.items():
+                ranges = _merge(asked)
+                effects.append(GraftSent(peer, origin, tuple(ranges)))
+                at = 0
+                while True:
+                    if room == 0 or len(entries) == GRAFT_RANGES_MAX:
+                        self._send_graft(peer, entries, effects)
+                        entries, room = [], GRAFT_RANGES_MAX
+                    some = tuple(ranges[at : at + room])
+                    entries.append(GraftEntry(origin, epoch, some, promote and at == 0))
+                    room -= len(some)
+                    at += len(some)
+                    if at >= len(ranges):
+                        break
+            if entries:
+                self._send_graft(peer, entries, effects)
+
+    def _send_graft(self, peer: NodeId, entries: list[GraftEntry], effects: list[Effect]) -> None:
+        self.counters.grafts_sent += 1
+        effects.append(Send(peer, Graft(tuple(entries))))
+
+    def _on_graft_refused(self, link: _Link, message: GraftRefused, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        self.counters.grafts_refused += 1
+        key = (message.origin, message.epoch)
+        origin = self._origins.get(message.origin)
+        if message.reason is RefusedReason.FULL:
+            if origin is not None:
+                origin.full |= link.bit
+        else:
+            for first, last in message.ranges:
+                if message.reason is RefusedReason.BUSY:
+                    self._missing.busy(key, first, last, link.peer, now)
+                else:
+                    self._missing.gone(key, first, last, link.peer, now)
+        if (
+            message.reason is not RefusedReason.GONE
+            and origin is not None
+            and origin.parent is link
+            and origin.pushed_at < origin.promoted_at
+        ):
+            # It does not push, so it is no parent, and another may be asked at once.
+            origin.parent = None
+            origin.promoted_at = -inf
+        if self._missing:
+            self._fire_grafts(now, effects)
+        if link.backlog:
+            self._continue_backlog(link, now, effects)
+        return effects
+
+    # --- grafts that we serve -------------------------------------------------------------------
+
+    def _on_graft(self, link: _Link, message: Graft, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        self.counters.grafts_received += 1
+        if link.bit & self._congested or not self._spend_token(link, now):
+            self.counters.grafts_over_rate += 1
+            for entry in message.entries:
+                self._refuse_graft(link, entry, entry.ranges, RefusedReason.BUSY, effects)
+            return effects
+        room = GRAFT_ANSWER_BYTES_MAX
+        for entry in message.entries:
+            origin = self._origins.get(entry.origin)
+            if entry.promote and origin is not None:
+                if self._may_push(origin, link):
+                    self._promote(origin, link, effects)
+                else:
+                    self._refuse_graft(link, entry, entry.ranges, RefusedReason.FULL, effects)
+            stream = self._streams.get((entry.origin, entry.epoch))
+            if stream is None:
+                if entry.ranges:
+                    self._refuse_graft(link, entry, entry.ranges, RefusedReason.GONE, effects)
+                continue
+            room = self._serve(link, entry, stream, room, effects)
+        return effects
+
+    def _promote(self, origin: _Origin, link: _Link, effects: list[Effect]) -> None:
+        """Push `origin` to `link` from now on, what it has not yet been told of included."""
+        if origin.parent is link:
+            # It looks for this origin itself: it is nobody's parent now.
+            origin.parent = None
+        self._set_push(origin, link, True, effects)
+        for stream in origin.epochs.values():
+            for owed in stream.owed:
+                if not owed.mask & link.bit:
+                    continue
+                owed.mask &= ~link.bit
+                for held in stream.shelf.between(owed.first, owed.last):
+                    self.counters.tree_pushed += 1
+                    gossip = Gossip(min(held.hop + 1, HOP_MAX), held.bundle)
+                    effects.append(Push((link.peer,), gossip))
+
+    def _serve(
+        self, link: _Link, entry: GraftEntry, stream: _Stream, room: int, effects: list[Effect]
+    ) -> int:
+        """Answer one entry; returns how many bytes this frame may still be answered with."""
+        gone: list[Range] = []
+        busy: list[Range] = []
+        shelf = stream.shelf
+        for first, last in entry.ranges:
+            end = last
+            for held in shelf.between(first, last):
+                if room <= 0:
+                    end = max(first, held.bundle.first) - 1
+                    busy.append((end + 1, last))
+                    break
+                room -= len(held.bundle.raw)
+                self.counters.repairs_sent += 1
+                hop = min(held.hop + 1, HOP_MAX)
+                effects.append(Send(link.peer, Repair(hop, held.bundle)))
+            if end >= first and len(gone) < GRAFT_RANGES_MAX:
+                gone += shelf.held.missing(first, end)
+        if gone:
+            some = tuple(gone[:GRAFT_RANGES_MAX])
+            self._refuse_graft(link, entry, some, RefusedReason.GONE, effects)
+        if busy:
+            self._refuse_graft(link, entry, tuple(busy), RefusedReason.BUSY, effects)
+        return room
+
+    def _refuse_graft(
+        self,
+        link: _Link,
+        entry: GraftEntry,
+        ranges: tuple[Range, ...],
+        reason: RefusedReason,
+        effects: list[Effect],
+    ) -> None:
+        effects.append(Send(link.peer, GraftRefused(entry.origin, entry.epoch, ranges, reason)))
+
+    def _spend_token(self, link: _Link, now: float) -> bool:
+        """A bucket per link, filled at graft_rate_limit_per_second up to the burst."""
+        config = self._config
+        link.tokens = min(
+            float(config.graft_rate_limit_burst),
+            link.tokens + (now - link.tokens_at) * config.graft_rate_limit_per_second,
+        )
+        link.tokens_at = now
+        if link.tokens < 1.0:
+            return False
+        link.tokens -= 1.0
+        return True
+
+    # --- digests --------------------------------------------------------------------------------
+
+    def _send_digest(
+        self, link: _Link, now: float, effects: list[Effect], *, answer: bool = False
+    ) -> None:
+        """Tell `link` all that we hold, in pages that fit a frame; it may answer with its own."""
+        link.digest_sent_at = now
+        pages: list[tuple[DigestRow, ...]] = []
+        rows: list[DigestRow] = []
+        room = DIGEST_BYTES_MAX
+        for (origin, epoch), stream in self._streams.items():
+            held = stream.shelf.held.ranges()[-DIGEST_RANGES_PER_ROW_MAX:]
+            if not held:
+                continue
+            # A row names its origin in 23 bytes at most, and a range in 16.
+            size = 26 + 16 * len(held)
+            if size > room or len(rows) == DIGEST_ROWS_MAX:
+                pages.append(tuple(rows))
+                rows, room = [], DIGEST_BYTES_MAX
+            rows.append(DigestRow(origin, epoch, tuple(held)))
+            room -= size
+        pages.append(tuple(rows))
+        last = len(pages) - 1
+        for number, page in enumerate(pages):
+            self.counters.digests_sent += 1
+            digest = Digest(page, last=number == last, answer=answer and number == last)
+            effects.append(Send(link.peer, digest))
+
+    def _on_digest(self, link: _Link, message: Digest, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        self.counters.digests_received += 1
+        if message.answer and now - link.digest_sent_at >= DIGEST_ANSWER_EVERY_S:
+            self._send_digest(link, now, effects)
+        if self._greeter is None:
+            self._want_rows(link, message.rows, now, effects)
+        elif self._greeter != link.peer:
+            # Not before we know what was before our time.
+            if len(self._early) < GREETING_PAGES_MAX:
+                self._early.append((link.peer, message))
+        else:
+            self._set_floor(message.rows)
+            if message.last:
+                self._end_greeting(now, effects)
+        return effects
+
+    def _set_floor(self, rows: tuple[DigestRow, ...]) -> None:
+        """What the first link held when it came up was before our time.
+
+        Except what was announced since: that is delivered. Holes in what it held stay open, for
+        what fills them reaches that link after it came up.
+        """
+        for row in rows:
+            if (row.origin, row.epoch) == (self._me, self._epoch) or not row.held:
+                continue
+            if len(self._streams) >= DIGEST_BACKLOG_RANGES_MAX:
+                return
+            stream = self._open(row.origin, row.epoch)
+            if stream is None:
+                continue
+            runs = list(row.held[-DIGEST_RANGES_PER_ROW_MAX:])
+            if runs[0][0] > 1:
+                runs.insert(0, (1, runs[0][0] - 1))
+            for run in runs:
+                for first, last in self._missing.without(stream.key, *run):
+                    stream.seen.add(first, last)
+                    stream.floor = max(stream.floor, last)
+
+    def _end_greeting(self, now: float, effects: list[Effect]) -> None:
+        self._greeter = None
+        self._greeted = True
+        self._greeting_ends_at = inf
+        early, self._early = self._early, []
+        for peer, digest in early:
+            link = self._links.get(peer)
+            if link is not None:
+                self._want_rows(link, digest.rows, now, effects)
+
+    def _want_rows(
+        self, link: _Link, rows: tuple[DigestRow, ...], now: float, effects: list[Effect]
+    ) -> None:
+        """Ask for what `link` holds and we have not seen."""
+        for row in rows:
+            key = (row.origin, row.epoch)
+            if key == (self._me, self._epoch) or self._is_stale(key):
+                continue
+            stream = self._streams.get(key)
+            for first, last in row.held:
+                if stream is not None and stream.seen.covers(first, last):
+                    continue
+                if len(link.backlog) < DIGEST_BACKLOG_RANGES_MAX:
+                    link.backlog.append((key, first, last))
+        self._continue_backlog(link, now, effects)
+
+    def _continue_backlog(self, link: _Link, now: float, effects: list[Effect]) -> None:
+        """Take ranges out of a digest, at most sync.max_batch_size under way on one link."""
+        missing = self._missing
+        room = self._config.sync.max_batch_size - missing.digest_ranges(link.peer)
+        if room <= 0:
+            return
+        while link.backlog and room > 0:
+            key, first, last = link.backlog.popleft()
+            stream = self._streams.get(key)
+            unseen = [(first, last)] if stream is None else stream.seen.missing(first, last)
+            for number, run in enumerate(unseen):
+                if room <= 0:
+                    link.backlog.extendleft((key, a, b) for a, b in reversed(unseen[number:]))
+                    break
+                due = self._patience(self._origins.get(key[0]), link.peer, now, now)
+                if stream is not None and run[0] < stream.seen.highest:
+                    # The parent went past it: no push will bring it.
+                    due = now
+                missing.announce(key, run, link.peer, hop=DIGEST, due=due, now=now)
+                room -= 1
+        self._fire_grafts(now, effects)
+
+    def _want_digest(self, link: _Link, now: float) -> None:
+        """Ask `link` for a digest soon, and at most once a second."""
+        if self._config.sync.enabled:
+            due = max(now + self._config.graft_timeout, link.digest_asked_at + DIGEST_ASK_EVERY_S)
+            self._digest_asks.setdefault(link.peer, due)
+
+    def _ask_somebody(self, now: float) -> None:
+        """A range failed: a random link is asked what it holds, unless one already is."""
+        if self._config.sync.enabled and self._links and not self._digest_asks:
+            self._want_digest(self._rng.choice(list(self._links.values())), now)
+
+    def _fire_digest_asks(self, now: float, effects: list[Effect]) -> None:
+        for peer, due in list(self._digest_asks.items()):
+            if due > now:
+                continue
+            link = self._links[peer]
+            if self._missing.announced_ids(peer) > ANNOUNCED_IDS_MAX // 2:
+                self._digest_asks[peer] = now + self._config.graft_timeout
+                continue
+            del self._digest_asks[peer]
+            link.digest_asked_at = now
+            self.counters.digests_sent += 1
+            effects.append(Send(peer, Digest((), answer=True)))
+
+    def _plan_sync(self, now: float) -> None:
+        sync = self._config.sync
+        if sync.enabled:
+            # Spread, so that nodes that started together do not compare together.
+            self._sync_at = now + sync.sync_interval * self._rng.uniform(0.75, 1.25)
+
+    def _fire_sync(self, now: float, effects: list[Effect]) -> None:
+        self._plan_sync(now)
+        if self._links:
+            link = self._rng.choice(list(self._links.values()))
+            self._send_digest(link, now, effects, answer=True)
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `advance` has work, or None."""
+        deadline = self._greeting_ends_at
+        if self._owed_at is not None and self._owed_at < deadline:
+            deadline = self._owed_at
+        if self._sync_at is not None and self._sync_at < deadline:
+            deadline = self._sync_at
+        due = self._missing.next_deadline()
+        if due is not None and due < deadline:
+            deadline = due
+        if self._digest_asks:
+            deadline = min(deadline, *self._digest_asks.values())
+        expires_at = self._cache.oldest_expires_at()
+        if expires_at is not None:
+            deadline = min(deadline, max(expires_at, self._cache_swept_at + CACHE_SWEEP_S))
+        return None if deadline == inf else deadline
+
+    def advance(self, now: float) -> list[Effect]:
+        """Do what is due at `now`."""
+        effects: list[Effect] = []
+        if self._owed_at is not None and self._owed_at <= now:
+            self._flush_owed(effects)
+        if self._greeting_ends_at <= now:
+            self._end_greeting(now, effects)
+        if self._missing:
+            self._fire_grafts(now, effects)
+        for link in self._links.values():
+            if link.backlog:
+                self._continue_backlog(link, now, effects)
+        if self._digest_asks:
+            self._fire_digest_asks(now, effects)
+        if self._sync_at is not None and self._sync_at <= now:
+            self._fire_sync(now, effects)
+        expires_at = self._cache.oldest_expires_at()
+        if expires_at is not None and max(expires_at, self._cache_swept_at + CACHE_SWEEP_S) <= now:
+            self._cache_swept_at = now
+            self._cache.expire(now)
+        return effects
+
+    # --- streams --------------------------------------------------------------------------------
+
+    def _open(self, key: MemberKey, epoch: int) -> _Stream | None:
+        """The stream of this origin and epoch, made if need be; None when the epoch is stale."""
+        stream = self._streams.get((key, epoch))
+        if stream is not None:
+            return stream
+        origin = self._origins.get(key)
+        if origin is None:
+            origin = self._origins[key] = _Origin(key)
+            hoped = self._hoped.pop(key, None)
+            if hoped is not None:
+                origin.promoted_at = hoped[0]
+                origin.parent = self._links.get(hoped[1])
+        if len(origin.epochs) >= EPOCHS_MAX:
+            oldest = min(origin.epochs)
+            if epoch < oldest:
+                return None
+            self._close(origin.epochs.pop(oldest))
+        stream = self._streams[(key, epoch)] = _Stream((key, epoch), origin)
+        origin.epochs[epoch] = stream
+        return stream
+
+    def _close(self, stream: _Stream) -> None:
+        del self._streams[stream.key]
+        self._cache.forget(stream.shelf)
+        self._missing.forget(stream.key)
+        if stream.owed:
+            self._owed = [owed for owed in self._owed if owed.key != stream.key]
+
+    def _is_stale(self, key: StreamKey) -> bool:
+        origin = self._origins.get(key[0])
+        return (
+            origin is not None
+            and len(origin.epochs) >= EPOCHS_MAX
+            and key[1] not in origin.epochs
+            and key[1] < min(origin.epochs)
+        )
+
+    # --- queries --------------------------------------------------------------------------------
+
+    def has_seen(self, bundle: Bundle) -> bool:
+        """Whether all of `bundle` was delivered, refused, or before our time."""
+        stream = self._streams.get((bundle.origin, bundle.epoch))
+        return stream is not None and stream.seen.covers(bundle.first, bundle.last)
+
+    def eager(self, peer: NodeId) -> bool:
+        """Whether we push at least one origin to `peer`."""
+        link = self._links.get(peer)
+        return link is not None and link.origins_pushed > 0
+
+    def pushes(self, origin: MemberKey) -> tuple[NodeId, ...]:
+        """The peers to which we push this origin."""
+        tree = self._origins.get(origin)
+        if tree is None:
+            return ()
+        return tuple(link.peer for link in self._links.values() if link.bit & tree.pushes)
+
+    def parent(self, origin: MemberKey) -> NodeId | None:
+        """The peer that brings this origin."""
+        tree = self._origins.get(origin)
+        return tree.parent.peer if tree is not None and tree.parent is not None else None
+
+    def missing_count(self) -> int:
+        """How many announced ranges are late: asked for, and not here."""
+        return self._missing.asked()
+
+    def cache_messages(self) -> int:
+        """How many messages can be served."""
+        return self._cache.messages
+
+    def stats(self) -> dict[str, int]:
+        """The counters and a few sizes, by name."""
+        return {
+            **attrs.asdict(self.counters),
+            "cache_messages": self._cache.messages,
+            "cache_bytes": self._cache.bytes,
+            "missing_ranges": len(self._missing),
+            "streams": len(self._streams),
+        }
+
+
+def _merge(ranges: list[Range]) -> list[Range]:
+    """Sort, and join ranges that touch."""
+    out: list[Range] = []
+    for first, last in sorted(ranges):
+        if out and out[-1][1] + 1 >= first:
+            out[-1] = (out[-1][0], max(out[-1][1], last))
+        else:
+            out.append((first, last))
+    return out
