@@ -2,9 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from plumtree_rig import bundle
 
 from plumtree_quic.proto.cache import ENTRY_BYTES, Cache, Held, Shelf
+from tests.rigs.broadcast import bundle
 
 
 def held(first, at=0.0, count=1, payload=b"x"):
