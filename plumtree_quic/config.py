@@ -1,21 +1,39 @@
-"""PlumtreeConfig: every setting of the protocol, validated, with units, trade-offs and presets.
+"""Every setting of the protocol: unit, range, trade-off, and where its default comes from. Never
+addresses or credentials (node.py, security/credentials.py), and no setting without an effect.
 
-Identity and trust are security/credentials.py's; addresses belong to Node. A preset's values are
-the deployment guide's; other defaults name their source or are marked as a guess. Durations are
-float seconds in Python; the environment and TOML also take ``200ms``, ``1.5s`` and ``2m``.
+All configurations are frozen and checked when they are made: `ConfigError` names the field, the
+value and what is allowed. `attrs.evolve` makes a changed copy, checked again.
+
+Durations are seconds as float. In environment variables and TOML files they may carry a unit:
+``200ms``, ``1.5s``, ``2m``, ``1h``; a bare number is seconds. ``none`` stands for None.
+
+Environment: ``PLUMTREE_<FIELD>``, and ``PLUMTREE_<GROUP>__<FIELD>`` for the parts
+(``PLUMTREE_SYNC__SYNC_INTERVAL=1m``); ``PLUMTREE_PRESET`` names the base. TOML::
+
+    [plumtree]
+    preset = "lan"
+    ihave_interval = "50ms"
+
+    [plumtree.sync]
+    sync_interval = "1m"
+
+Where defaults come from: "guide" is the deployment guide of the Rust crate memberlist-plumtree,
+whose names and preset values are kept; "guess" is said where nobody has measured.
 """
 
-import difflib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import attrs
 
 from plumtree_quic.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typed_settings.converters import TSConverter
 
 __all__ = [
     "NODE_ENVIRONMENT",
@@ -24,346 +42,399 @@ __all__ = [
     "HealthConfig",
     "PlumtreeConfig",
     "SyncConfig",
+    "parse_duration",
 ]
 
-# Limits of the wire format (wire.py), which this module must not import: config is below it.
-_PAYLOAD_BYTES_MAX = 65_536
-_BUNDLE_MESSAGES_MAX = 1_024
-_IHAVE_BATCH_MAX = 64
-
-_PREFIX = "PLUMTREE_"
-_NESTED = "__"
-
+PREFIX = "PLUMTREE_"
 NODE_ENVIRONMENT = (
-    "LISTEN",
-    "ADVERTISE_ADDR",
-    "SEEDS",
-    "CERT",
-    "KEY",
-    "KEY_PASSWORD",
-    "CA",
-    "CLUSTER",
-    "TRUST_DOMAIN",
-    "PRESET",
-    "STATE_DIR",
-    "NO_SKIPS",
+    "PLUMTREE_ADVERTISE_ADDR",
+    "PLUMTREE_CA",
+    "PLUMTREE_CERT",
+    "PLUMTREE_CLUSTER",
+    "PLUMTREE_KEY",
+    "PLUMTREE_KEY_PASSWORD",
+    "PLUMTREE_LISTEN",
+    "PLUMTREE_NO_SKIPS",
+    "PLUMTREE_PRESET",
+    "PLUMTREE_SEEDS",
+    "PLUMTREE_STATE_DIR",
+    "PLUMTREE_TRUST_DOMAIN",
 )
-"""PLUMTREE_* variables that are not configuration fields: the node command's and the tests'."""
+"""Variables that are not configuration fields: the node command's own, and the test suite's."""
+
+# Kubernetes puts these into every pod when a Service's name begins with "plumtree".
+_KUBERNETES = re.compile(
+    r"PLUMTREE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?"
+    r"|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)\Z",
+    re.ASCII,
+)
+
+PRESETS = ("default", "lan", "wan", "large_cluster")
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(us|ms|s|m|h)?\Z", re.ASCII)
+_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+_SPOKEN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 _Config = TypeVar("_Config", bound="PlumtreeConfig")
 
-_DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|m|h)?\s*\Z")
-_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+# --- what one field allows ----------------------------------------------------------------------
 
 
-# --- validators: each error names the field, the value and what is allowed ------------------------
+def _refuse(field: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(f"{field} is {value!r}; allowed: {allowed}")
 
 
-def _refuse(instance: object, attribute: "attrs.Attribute[Any]", value: object, rule: str) -> None:
-    raise ConfigError(f"{type(instance).__name__}.{attribute.name} = {value!r}: must be {rule}")
+def _to_float(value: object) -> object:
+    """Whole numbers are welcome where a float is meant; anything else is left to the check."""
+    return float(value) if type(value) is int else value
 
 
-def _whole(low: int, high: int | None = None) -> Any:
-    rule = f"a whole number, {low} or more" if high is None else f"a whole number, {low} to {high}"
+def _number(default: float, low: float, high: float, unit: str, *, or_zero: bool = False) -> Any:
+    zero = "0, or " if or_zero else ""
+    allowed = f"{zero}{low:g} to {high:g} {unit}"
 
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or value < low
-            or (high is not None and value > high)
-        ):
-            _refuse(instance, attribute, value, rule)
+    def check(_instance: object, field: "attrs.Attribute[Any]", value: object) -> None:
+        if type(value) is not float or not math.isfinite(value):
+            raise _refuse(field.name, value, f"a number, {allowed}")
+        if not low <= value <= high and not (or_zero and value == 0):
+            raise _refuse(field.name, value, allowed)
 
-    return check
-
-
-def _optional(low: int) -> Any:
-    within = _whole(low)
-
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if value is not None:
-            within(instance, attribute, value)
-
-    return check
+    metadata = {"duration": unit == "s"}
+    return attrs.field(default=default, converter=_to_float, validator=check, metadata=metadata)
 
 
-def _number(low: float, high: float, *, above: bool = False, unit: str = "") -> Any:
-    rule = f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}"
-    if unit:
-        rule += f" {unit}"
-
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or value < low
-            or value > high
-            or (above and value == low)
-        ):
-            _refuse(instance, attribute, value, rule)
-
-    return check
+def _seconds(default: float, low: float, high: float, *, or_zero: bool = False) -> Any:
+    return _number(default, low, high, "s", or_zero=or_zero)
 
 
-def _seconds(high: float, *, zero: bool = False) -> Any:
-    return _number(0.0, high, above=not zero, unit="seconds")
+def _count(default: int | None, low: int, high: int, *, optional: bool = False) -> Any:
+    allowed = f"{low} to {high}" + (", or None" if optional else "")
+
+    def check(_instance: object, field: "attrs.Attribute[Any]", value: object) -> None:
+        if optional and value is None:
+            return
+        if type(value) is not int or not low <= value <= high:
+            raise _refuse(field.name, value, f"a whole number, {allowed}")
+
+    return attrs.field(default=default, validator=check)
 
 
-def _flag(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, bool):
-        _refuse(instance, attribute, value, "True or False")
+def _one_of(default: object, values: tuple[object, ...]) -> Any:
+    allowed = ", ".join(repr(value) for value in values)
+
+    def check(_instance: object, field: "attrs.Attribute[Any]", value: object) -> None:
+        if not any(type(value) is type(each) and value == each for each in values):
+            raise _refuse(field.name, value, allowed)
+
+    return attrs.field(default=default, validator=check)
 
 
-def _one_of(*allowed: object) -> Any:
-    rule = "one of " + ", ".join(map(repr, allowed))
-
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if isinstance(value, bool) or value not in allowed:
-            _refuse(instance, attribute, value, rule)
-
-    return check
+def _flag(default: bool) -> Any:
+    return _one_of(default, (True, False))
 
 
-# --- parts ---------------------------------------------------------------------------------------
+def _is_part(_instance: object, field: "attrs.Attribute[Any]", value: object) -> None:
+    kind = field.type
+    assert isinstance(kind, type)
+    if type(value) is not kind:
+        raise _refuse(field.name, value, f"a {kind.__name__}")
+
+
+# --- the parts ----------------------------------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)
 class SyncConfig:
-    """Anti-entropy: what grafts could not repair is found by comparing digests.
+    """Anti-entropy: finding what neither the tree nor the announcements brought."""
 
-    Attributes:
-        enabled: compare now and then with a random neighbour. A link that comes up is always
-            compared. Off saves one digest per interval and loses what only anti-entropy finds.
-        sync_interval: seconds between comparisons (guide: 30).
-        max_batch_size: ranges asked of one peer in one round, 1 to 4,096 (guide: 100).
-    """
+    enabled: bool = _flag(True)
+    """Exchange digests with neighbours. Without it a message whose every announcement was lost
+    stays lost here. True (the guide has it off; a promise of delivery needs it on)."""
 
-    enabled: bool = attrs.field(default=True, validator=_flag)
-    sync_interval: float = attrs.field(default=30.0, validator=_seconds(3600))
-    max_batch_size: int = attrs.field(default=100, validator=_whole(1, 4096))
+    sync_interval: float = _seconds(30.0, 0.1, 86_400)
+    """Seconds between digests to a random neighbour. Shorter repairs sooner and costs a digest
+    more often. 30 s (guide)."""
+
+    max_batch_size: int = _count(100, 1, 4_096)
+    """Ranges of sequence numbers asked of one peer in one round. More heals faster and takes more
+    of that peer's sync lane at once. 100 (guide)."""
 
 
 @attrs.frozen(kw_only=True)
 class CompressionConfig:
-    """zstd over whole bundles, when it makes them smaller.
+    """Packing of bundles by their origin; relays pass them on as they are."""
 
-    A relay compresses nothing. Compression can leak what is in a message to somebody who can
-    both choose part of it and see its size (CRIME): leave it off for secrets mixed with foreign
-    text.
+    enabled: bool = _flag(False)
+    """Compress bundles. CPU against bytes; sizes then tell something about contents. Off, on in
+    `wan` and `large_cluster` (guide)."""
 
-    Attributes:
-        enabled: compress our own bundles. What others compressed is always understood.
-        algorithm: "zstd", the only one.
-        level: 1 (fast) to 19 (small) (guide: 3).
-        min_payload_size: bytes of a bundle's body below which it is not tried (guide: 256).
-    """
+    algorithm: str = _one_of("zstd", ("zstd",))
+    """zstd is what the wire has (guide); the name is here so that another can come."""
 
-    enabled: bool = attrs.field(default=False, validator=_flag)
-    algorithm: str = attrs.field(default="zstd", validator=_one_of("zstd"))
-    level: int = attrs.field(default=3, validator=_whole(1, 19))
-    min_payload_size: int = attrs.field(default=256, validator=_whole(0))
+    level: int = _count(3, 1, 22)
+    """zstd level: higher is smaller and slower. 3 (guide)."""
+
+    min_payload_size: int = _count(256, 0, 61_440)
+    """Bytes of a bundle's body below which compressing is not tried. 256 (guide)."""
 
 
 @attrs.frozen(kw_only=True)
 class HealthConfig:
-    """Thresholds of `Node.health` (guide's values).
+    """When `Node.health()` stops saying HEALTHY."""
 
-    Attributes:
-        graft_failure_rate_unhealthy: share of failed grafts in the last minute, strictly above.
-        graft_failure_rate_degraded: the same, for DEGRADED.
-        pending_grafts_degraded: announced ranges that have not arrived, strictly above.
-        cache_utilization_degraded: share of message_cache_max_size in use, strictly above.
-        min_peers_degraded: links, strictly below (never more than there are other members).
+    graft_failure_rate_unhealthy: float = _number(0.8, 0, 1, "of the grafts")
+    """UNHEALTHY above this share of failed grafts in the last minute. 0.8 (guide)."""
+
+    graft_failure_rate_degraded: float = _number(0.3, 0, 1, "of the grafts")
+    """DEGRADED above this share of failed grafts in the last minute. 0.3 (guide)."""
+
+    pending_grafts_degraded: int = _count(50, 0, 1_000_000)
+    """DEGRADED above this many announced ranges that have not come. 50 (guide)."""
+
+    cache_utilization_degraded: float = _number(0.95, 0, 1, "of message_cache_max_size")
+    """DEGRADED when the cache is fuller than this share of its size: what is announced may be
+    gone before it is grafted. 0.95 (guide)."""
+
+    min_peers_degraded: int = _count(3, 0, 256)
+    """DEGRADED with fewer links than this, though there are other members to link to. 3 (guide).
     """
 
-    graft_failure_rate_unhealthy: float = attrs.field(default=0.8, validator=_number(0, 1))
-    graft_failure_rate_degraded: float = attrs.field(default=0.3, validator=_number(0, 1))
-    pending_grafts_degraded: int = attrs.field(default=50, validator=_whole(0))
-    cache_utilization_degraded: float = attrs.field(default=0.95, validator=_number(0, 10))
-    min_peers_degraded: int = attrs.field(default=3, validator=_whole(0))
+    def __attrs_post_init__(self) -> None:
+        if self.graft_failure_rate_degraded > self.graft_failure_rate_unhealthy:
+            raise _refuse(
+                "graft_failure_rate_degraded",
+                self.graft_failure_rate_degraded,
+                "at most graft_failure_rate_unhealthy, which is "
+                f"{self.graft_failure_rate_unhealthy:g}",
+            )
+
+
+# --- the whole ----------------------------------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)
 class PlumtreeConfig:
-    """All settings of one node's protocol. Immutable; `attrs.evolve` makes a changed copy.
+    """How one node takes part. Nodes of one cluster should agree, and need not.
 
-    Attributes:
-        max_peers: members up to which everybody links with everybody; above, the overlay has
-            about eager_fanout + lazy_fanout links a node. None means 16.
-        eager_fanout: links on which a new origin's first bundle is pushed. More is faster and
-            more redundant for that first bundle; afterwards the tree decides.
-        lazy_fanout: with eager_fanout decides the number of rings: half of the sum, rounded up.
-        ihave_interval: seconds for which announcements are collected. Longer means fewer frames
-            and later repair.
-        message_cache_ttl: seconds for which a bundle can be served to others.
-        message_cache_max_size: messages held for that; those still young enough for a graft in
-            progress stay beyond it (64 MiB is the bound that always holds).
-        optimization_threshold: hops by which an announcement must beat the tree's path before
-            the tree is changed (Plumtree, section 3.8).
-        ihave_batch_size: announcements that are sent at once instead of waiting, 1 to 64.
-        graft_timeout: seconds to wait for an announced bundle before asking for it.
-        max_message_size: bytes of one payload, checked on sending and on receipt; 65,536 at most.
-        graft_rate_limit_per_second: graft frames served per peer and second; above: "busy".
-        graft_rate_limit_burst: graft frames that may come at once.
-        graft_max_retries: further announcers asked before anti-entropy takes over.
-        maintenance_interval: seconds between membership push/pulls with a random neighbour;
-            0 turns them off.
-        maintenance_jitter: seconds added at random to each interval.
-        use_hash_ring: whether neighbours on ring 0 count as ring neighbours.
-        protect_ring_neighbors: ring neighbours are never evicted by a cap and always announced to.
-        max_protected_neighbors: how many of them: 0, 2 or 4.
-        max_eager_peers: links to which one origin is pushed at most; None: no bound.
-        max_lazy_peers: links beyond those that are pushed to; None: no bound.
-        sync, compression, health: see their classes.
-        probe_interval: seconds; a neighbour that has been silent is probed at least once in three
-            of them (memberlist's LAN value, 1 s).
-        probe_timeout: seconds to wait for an echo before silence counts (memberlist: 500 ms).
-        suspicion_timeout: seconds from suspicion to failure with three accusers, three times as
-            long with one (guess, between memberlist's 4 s and Lifeguard's spread).
-        bundle_messages_max: messages in one bundle, 1 to 1,024.
-        bundle_bytes_max: payload bytes in one bundle; a single larger message travels alone.
-        linger: seconds to wait for more messages before a bundle is closed; 0 closes it at the
-            end of the event loop's iteration.
-        lane_window: bytes that may be on their way to a peer on one lane unconsumed. Larger is
-            faster on long links, and costs that memory per link on both sides.
-        shutdown_timeout: seconds that leaving and closing may take together.
+    `PlumtreeConfig()` is for a handful of nodes anywhere; `lan()`, `wan()` and `large_cluster()`
+    start from the guide's presets; all take keyword overrides. Where a default differs between
+    presets, a field says so as default / lan / wan / large_cluster.
 
     Raises:
-        ConfigError: a value is out of range; the message names field, value and range.
+        ConfigError: a value is out of range, or two of them contradict each other.
     """
 
-    max_peers: int | None = attrs.field(default=None, validator=_optional(1))
-    eager_fanout: int = attrs.field(default=3, validator=_whole(1, 64))
-    lazy_fanout: int = attrs.field(default=6, validator=_whole(1, 64))
-    ihave_interval: float = attrs.field(default=0.1, validator=_seconds(60))
-    message_cache_ttl: float = attrs.field(default=60.0, validator=_seconds(86_400))
-    message_cache_max_size: int = attrs.field(default=10_000, validator=_whole(1))
-    optimization_threshold: int = attrs.field(default=3, validator=_whole(1, 255))
-    ihave_batch_size: int = attrs.field(default=16, validator=_whole(1, _IHAVE_BATCH_MAX))
-    graft_timeout: float = attrs.field(default=0.5, validator=_seconds(60))
-    max_message_size: int = attrs.field(default=65_536, validator=_whole(1, _PAYLOAD_BYTES_MAX))
-    graft_rate_limit_per_second: float = attrs.field(
-        default=10.0, validator=_number(0, 1e6, above=True, unit="frames a second")
-    )
-    graft_rate_limit_burst: int = attrs.field(default=20, validator=_whole(1))
-    graft_max_retries: int = attrs.field(default=5, validator=_whole(0, 16))
-    maintenance_interval: float = attrs.field(default=2.0, validator=_seconds(3600, zero=True))
-    maintenance_jitter: float = attrs.field(default=0.5, validator=_seconds(3600, zero=True))
-    use_hash_ring: bool = attrs.field(default=False, validator=_flag)
-    protect_ring_neighbors: bool = attrs.field(default=True, validator=_flag)
-    max_protected_neighbors: int = attrs.field(default=4, validator=_one_of(0, 2, 4))
-    max_eager_peers: int | None = attrs.field(default=None, validator=_optional(1))
-    max_lazy_peers: int | None = attrs.field(default=None, validator=_optional(1))
-    sync: SyncConfig = attrs.field(factory=SyncConfig)
-    compression: CompressionConfig = attrs.field(factory=CompressionConfig)
-    health: HealthConfig = attrs.field(factory=HealthConfig)
-    probe_interval: float = attrs.field(default=1.0, validator=_seconds(300))
-    probe_timeout: float = attrs.field(default=0.5, validator=_seconds(300))
-    suspicion_timeout: float = attrs.field(default=5.0, validator=_seconds(3600))
-    bundle_messages_max: int = attrs.field(default=1_024, validator=_whole(1, _BUNDLE_MESSAGES_MAX))
-    bundle_bytes_max: int = attrs.field(default=61_440, validator=_whole(1, 61_440))
-    linger: float = attrs.field(default=0.0, validator=_seconds(10, zero=True))
-    lane_window: int = attrs.field(default=262_144, validator=_whole(131_072, 16_777_216))
-    shutdown_timeout: float = attrs.field(default=10.0, validator=_seconds(3600))
+    max_peers: int | None = _count(None, 2, 256, optional=True)
+    """Members up to which everybody links to everybody; None means 16. Above it links go to ring
+    neighbours only. A full mesh has fewest hops and costs links. None (guide)."""
+
+    eager_fanout: int = _count(3, 1, 64)
+    """Links on which a new origin's messages are pushed until its tree has formed, above
+    `max_peers` members. More: faster and safer first messages, more duplicates. Half the sum with
+    `lazy_fanout` is the number of rings. 3 / 3 / 4 / 5 (guide; the paper uses 4 or 5)."""
+
+    lazy_fanout: int = _count(6, 1, 64)
+    """Further links, which get announcements until they carry a tree. More: harder to partition,
+    more probes and announcements. 6 / 6 / 8 / 10 (guide)."""
+
+    ihave_interval: float = _seconds(0.1, 0.001, 60)
+    """Seconds for which announcements are collected. Longer: fewer frames, later repair.
+    0.1 / 0.05 / 0.2 / 0.15 s (guide)."""
+
+    message_cache_ttl: float = _seconds(60.0, 0.1, 86_400)
+    """Seconds for which a message can still be asked of us. Longer repairs longer outages and
+    takes memory. 60 / 30 / 120 / 90 s (guide)."""
+
+    message_cache_max_size: int = _count(10_000, 1, 10_000_000)
+    """Messages kept for that; the oldest go first. 10,000 / 10,000 / 20,000 / 50,000 (guide)."""
+
+    optimization_threshold: int = _count(3, 0, 255)
+    """Hops by which an announcement must beat the parent to take its place (paper, section 3.8).
+    Lower: flatter trees that change more often; 255: never. 3 / 2 / 4 / 5 (guide)."""
+
+    ihave_batch_size: int = _count(16, 1, 64)
+    """Announcements that close a batch before `ihave_interval` is over. 16 / 8 / 16 / 32 (guide);
+    64 at most."""
+
+    graft_timeout: float = _seconds(0.5, 0.01, 60)
+    """Seconds from an announcement to the graft while the parent may still push, and the base of
+    the retries' backoff. Shorter: faster repair, more needless grafts. Above the round trip.
+    0.5 / 0.2 / 1.0 / 0.75 s (guide)."""
+
+    max_message_size: int = _count(65_536, 1, 65_536)
+    """Payload bytes of one message, on sending and on receipt. 65,536 (guide), the wire's limit."""
+
+    graft_rate_limit_per_second: float = _number(10.0, 0.1, 100_000, "frames/s")
+    """Graft frames a second that one peer may send us for long; the rest is answered `busy`.
+    10 / 20 / 5 / 10 (guide)."""
+
+    graft_rate_limit_burst: int = _count(20, 1, 100_000)
+    """Graft frames that one peer may send us at once. 20 / 40 / 15 / 30 (guide)."""
+
+    graft_max_retries: int = _count(5, 0, 16)
+    """Grafts after the first one for the same messages, each after twice the wait, before they are
+    left to anti-entropy. 5 / 3 / 7 / 5 (guide)."""
+
+    maintenance_interval: float = _seconds(2.0, 0.05, 3_600, or_zero=True)
+    """Seconds between comparing member tables with a random neighbour; 0 turns it off (a link that
+    comes up compares anyway). 2 / 1 / 5 / 3 s (guide)."""
+
+    maintenance_jitter: float = _seconds(0.5, 0, 3_600)
+    """Up to so many seconds are added at random, so that nodes started together do not stay in
+    step. 0.5 / 0.2 / 1.0 / 0.75 s (guide)."""
+
+    use_hash_ring: bool = _flag(False)
+    """Whether the neighbours on the first ring are ring neighbours in the sense of the next two
+    fields. False / False / True / True (guide)."""
+
+    protect_ring_neighbors: bool = _flag(True)
+    """Whether ring neighbours are never evicted by a cap and always owed an announcement. It never
+    means that a push may not be pruned. True / False / True / True (guide)."""
+
+    max_protected_neighbors: int = _one_of(4, (0, 2, 4))
+    """How many of them: the next one on either side, or two. 4 / 2 / 4 / 4 (guide)."""
+
+    max_eager_peers: int | None = _count(None, 1, 4_096, optional=True)
+    """Links on which one origin is pushed at most; a graft above it is served but not promoted.
+    Bounds what one node uploads, deepens the tree. None / None / None / 8 (guide)."""
+
+    max_lazy_peers: int | None = _count(None, 1, 4_096, optional=True)
+    """Links that get announcements of one origin at most, protected ones aside.
+    None / None / None / 50 (guide)."""
+
+    sync: SyncConfig = attrs.field(factory=SyncConfig, validator=_is_part)
+    """Anti-entropy."""
+
+    compression: CompressionConfig = attrs.field(factory=CompressionConfig, validator=_is_part)
+    """Packing of bundles."""
+
+    health: HealthConfig = attrs.field(factory=HealthConfig, validator=_is_part)
+    """Thresholds of `Node.health()`."""
+
+    probe_interval: float = _seconds(1.0, 0.05, 60)
+    """Seconds between a monitor's probes; a link that brought something fresh is not probed
+    (SWIM's protocol period). Shorter: failures are found sooner, more packets. 1 / 1 / 2 / 1 s
+    (SWIM, section 3, measures at 2 s; memberlist's LAN profile has 1 s)."""
+
+    probe_timeout: float = _seconds(0.5, 0.01, 60)
+    """Seconds of silence after a probe that make it a failed one; at most `probe_interval`. Above
+    the round trip at its worst. 0.5 / 0.5 / 1.5 / 0.75 s (memberlist's LAN profile has 0.5 s)."""
+
+    suspicion_timeout: float = _seconds(5.0, 0.1, 600)
+    """Seconds that an accused has to refute when three monitors accuse it; three times as long
+    with one (Lifeguard, section 4). At least `probe_interval`. Shorter: failures are known sooner,
+    slow members are declared dead. 5 / 5 / 10 / 8 s (guess, from simulation)."""
+
+    bundle_messages_max: int = _count(1_024, 1, 1_024)
+    """Messages of one flush that share a header. 1,024, the wire's limit."""
+
+    bundle_bytes_max: int = _count(61_440, 1_024, 61_440)
+    """Payload bytes of one flush that share a header; a larger single message travels alone. Less:
+    less is repeated when one is lost. 61,440, so that header and topics still fit a frame."""
+
+    linger: float = _seconds(0.0, 0, 10)
+    """Seconds for which a broadcast waits for company in its bundle; 0 is the end of the loop
+    iteration. Longer: fewer, larger bundles, that much more latency. 0 s."""
+
+    lane_window: int = _count(262_144, 139_264, 16_777_216)
+    """Bytes that may be on the way on one lane of one link before the receiver has consumed them.
+    At least two frames of the largest size, or credit could stall. More: more throughput on long
+    paths, more memory per link. 262,144 (guess: 20 MB/s at 10 ms)."""
+
+    shutdown_timeout: float = _seconds(10.0, 0.1, 300)
+    """Seconds that leaving `async with` may take to hand over and close. 10 s (guess; below the
+    30 s that Kubernetes waits)."""
 
     def __attrs_post_init__(self) -> None:
-        links = self.eager_fanout + self.lazy_fanout
-        if self.max_peers is not None and self.max_peers < links:
-            raise ConfigError(
-                f"PlumtreeConfig.max_peers = {self.max_peers}: must be at least eager_fanout + "
-                f"lazy_fanout = {links}, or None"
+        fanout = self.eager_fanout + self.lazy_fanout
+        if self.max_peers is not None and self.max_peers < fanout:
+            raise _refuse(
+                "max_peers",
+                self.max_peers,
+                f"at least eager_fanout + lazy_fanout, which is {fanout}, or None",
             )
-        if self.max_eager_peers is not None and self.max_eager_peers < self.eager_fanout:
-            raise ConfigError(
-                f"PlumtreeConfig.max_eager_peers = {self.max_eager_peers}: must be at least "
-                f"eager_fanout = {self.eager_fanout}, or None"
+        if self.probe_timeout > self.probe_interval:
+            raise _refuse(
+                "probe_timeout",
+                self.probe_timeout,
+                f"at most probe_interval, which is {self.probe_interval:g} s",
             )
-        for name, kind in (
-            ("sync", SyncConfig),
-            ("compression", CompressionConfig),
-            ("health", HealthConfig),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                raise ConfigError(
-                    f"PlumtreeConfig.{name} = {getattr(self, name)!r}: must be a {kind.__name__}"
-                )
+        if self.suspicion_timeout < self.probe_interval:
+            raise _refuse(
+                "suspicion_timeout",
+                self.suspicion_timeout,
+                f"at least probe_interval, which is {self.probe_interval:g} s",
+            )
 
     @classmethod
     def lan(cls, **overrides: Any) -> Self:
-        """One data centre: quick announcements and repair, no ring protection."""
-        return _make(cls, _LAN, overrides)
+        """One data centre, round trips below a millisecond: quick timers, small batches."""
+        return cls(**(_LAN | overrides))
 
     @classmethod
     def wan(cls, **overrides: Any) -> Self:
-        """Several sites: patient timers, more links, protected ring neighbours, zstd from 256 B."""
-        return _make(cls, _WAN, overrides)
+        """Several regions: patient timers, more links, compression."""
+        return cls(**(_WAN | {"compression": CompressionConfig(enabled=True)} | overrides))
 
     @classmethod
     def large_cluster(cls, **overrides: Any) -> Self:
-        """Hundreds of nodes and more: wider fan-out, larger batches and cache, caps."""
-        return _make(cls, _LARGE_CLUSTER, overrides)
+        """A thousand members and more: more links, bounded pushes, larger batches, compression."""
+        return cls(**(_LARGE | {"compression": CompressionConfig(enabled=True)} | overrides))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Read PLUMTREE_<FIELD>, PLUMTREE_<PART>__<FIELD> and PLUMTREE_PRESET.
+        """Read PLUMTREE_* from `environ` (the process's by default) over PLUMTREE_PRESET.
+
+        The variables in NODE_ENVIRONMENT belong to the node command and are passed over, and so
+        are those that Kubernetes sets for a Service whose name begins with "plumtree".
 
         Raises:
-            ConfigError: a variable is unknown (the message names the nearest) or its value wrong.
+            ConfigError: a PLUMTREE_ variable is unknown (the message has the nearest name), cannot
+                be read, or its value is not allowed.
         """
-        env = os.environ if environ is None else environ
-        values: dict[str, Any] = {}
-        known = {path.upper().replace(".", _NESTED): path for path in _paths()}
-        for variable in sorted(env):
-            if not variable.startswith(_PREFIX):
+        environ = os.environ if environ is None else environ
+        preset = environ.get(PREFIX + "PRESET") or "default"
+        names = {PREFIX + path.upper().replace(".", "__"): path for path in _paths(cls)}
+        values: dict[str, object] = {}
+        for name, value in environ.items():
+            if not name.startswith(PREFIX) or name in NODE_ENVIRONMENT:
                 continue
-            name = variable.removeprefix(_PREFIX)
-            if name in NODE_ENVIRONMENT:
-                continue
-            if name not in known:
-                nearest = _nearest(name, (*known, *NODE_ENVIRONMENT))
-                raise ConfigError(f"{variable} is not a setting; did you mean {_PREFIX}{nearest}?")
-            _put(values, known[name], env[variable])
-        return _load(cls, env.get(_PREFIX + "PRESET") or "default", values, "environment")
+            if name not in names:
+                if _KUBERNETES.match(name):
+                    continue
+                raise _unknown("environment variable", name, (*names, *NODE_ENVIRONMENT))
+            values[names[name]] = value
+        return _build(cls, preset, values, lambda path: PREFIX + path.upper().replace(".", "__"))
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
-        """Read the table ``[plumtree]`` of a TOML file; its key ``preset`` chooses the base.
+    def from_toml(cls, path: "str | os.PathLike[str]") -> Self:
+        """Read the table ``[plumtree]`` of a TOML file, over the preset that it names.
 
         Raises:
-            ConfigError: the file cannot be read, a key is unknown (the message names the nearest)
-                or a value is wrong.
+            ConfigError: the file cannot be read or lacks the table, a key is unknown (the message
+                has the nearest one), or a value is not allowed.
         """
-        import tomllib
-
-        try:
-            with Path(path).open("rb") as file:
-                table = tomllib.load(file).get("plumtree")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}")
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: is not TOML: {error}")
-        if not isinstance(table, dict):
-            raise ConfigError(f"{path}: has no table [plumtree]")
+        table = _read_toml(Path(path))
         preset = table.pop("preset", "default")
-        values: dict[str, Any] = {}
-        known = _paths()
+        known = tuple(_paths(cls))
+        groups = {known_path.partition(".")[0] for known_path in known if "." in known_path}
+        values: dict[str, object] = {}
         for key, value in table.items():
-            nested = value.items() if isinstance(value, dict) else [(None, value)]
-            for inner, leaf in nested:
-                name = key if inner is None else f"{key}.{inner}"
-                if name not in known:
-                    raise ConfigError(
-                        f"{path}: {name!r} is not a setting; did you mean "
-                        f"{_nearest(name, tuple(known))!r}?"
-                    )
-                _put(values, name, leaf)
-        return _load(cls, preset, values, str(path))
+            if key not in groups:
+                values[key] = value
+            elif not isinstance(value, dict):
+                raise ConfigError(f"{path}: {key} is {value!r}; allowed: a table [plumtree.{key}]")
+            else:
+                values |= {f"{key}.{inner}": each for inner, each in value.items()}
+        for key in values:
+            if key not in known:
+                raise _unknown(f"{path}: key", key, (*known, *groups, "preset"))
+        return _build(cls, preset, values, lambda key: f"{path}: {key}")
 
 
-# --- presets: the deployment guide's values -------------------------------------------------------
-
+# Values of the guide where they differ from the defaults above; the last line of each is our own.
 _LAN: dict[str, Any] = {
     "ihave_interval": 0.05,
     "message_cache_ttl": 30.0,
@@ -392,13 +463,9 @@ _WAN: dict[str, Any] = {
     "maintenance_interval": 5.0,
     "maintenance_jitter": 1.0,
     "use_hash_ring": True,
-    "compression": CompressionConfig(enabled=True),
-    # Ours, guesses: probes cross oceans.
-    "probe_interval": 2.0,
-    "probe_timeout": 1.5,
-    "suspicion_timeout": 10.0,
+    **{"probe_interval": 2.0, "probe_timeout": 1.5, "suspicion_timeout": 10.0},
 }
-_LARGE_CLUSTER: dict[str, Any] = {
+_LARGE: dict[str, Any] = {
     "eager_fanout": 5,
     "lazy_fanout": 10,
     "ihave_interval": 0.15,
@@ -413,101 +480,93 @@ _LARGE_CLUSTER: dict[str, Any] = {
     "use_hash_ring": True,
     "max_eager_peers": 8,
     "max_lazy_peers": 50,
-    "compression": CompressionConfig(enabled=True),
-    # Ours, guesses.
-    "probe_timeout": 0.75,
-    "suspicion_timeout": 8.0,
+    **{"probe_timeout": 0.75, "suspicion_timeout": 8.0},
 }
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "lan": _LAN,
-    "wan": _WAN,
-    "large_cluster": _LARGE_CLUSTER,
-}
-"""What each preset changes, by its name in the environment and in TOML."""
 
 
-# --- reading from text ----------------------------------------------------------------------------
+# --- from text ----------------------------------------------------------------------------------
 
 
-def _make(cls: type[_Config], preset: dict[str, Any], overrides: dict[str, Any]) -> _Config:
-    names = tuple(field.name for field in attrs.fields(cls))
-    for name in overrides:
-        if name not in names:
-            raise ConfigError(
-                f"{name!r} is not a field of PlumtreeConfig; did you mean "
-                f"{_nearest(name, names)!r}?"
-            )
-    return cls(**{**preset, **overrides})
+def parse_duration(text: str) -> float:
+    """Return seconds for ``200ms``, ``1.5s``, ``2m``, ``1h`` or a bare number of seconds.
 
-
-def _paths() -> dict[str, Any]:
-    """Every setting by its dotted name, with its type."""
-    found: dict[str, Any] = {}
-    for field in attrs.fields(attrs.resolve_types(PlumtreeConfig)):
-        if field.type is not None and attrs.has(field.type):
-            for inner in attrs.fields(attrs.resolve_types(field.type)):
-                found[f"{field.name}.{inner.name}"] = inner.type
-        else:
-            found[field.name] = field.type
-    return found
-
-
-def _nearest(name: str, known: tuple[str, ...]) -> str:
-    by_fold = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), by_fold, n=1, cutoff=0.0)
-    return by_fold[close[0]] if close else known[0]
-
-
-def _put(values: dict[str, Any], path: str, value: object) -> None:
-    part, _, name = path.rpartition(".")
-    target = values.setdefault(part, {}) if part else values
-    target[name] = value
-
-
-def _seconds_from(value: object, _kind: type) -> float:
-    """Read a number, or a number with a unit."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    match = _DURATION.match(value) if isinstance(value, str) else None
+    Raises:
+        ConfigError: `text` is none of these.
+    """
+    match = _DURATION.match(text.strip())
     if match is None:
-        raise ValueError("expected a number, or a duration like 200ms, 1.5s or 2m")
+        raise ConfigError(f"{text!r} is not a duration; write 200ms, 1.5s, 2m, 1h or seconds")
     return float(match[1]) * _UNIT_S[match[2]]
 
 
-def _load(cls: type[_Config], preset: str, values: dict[str, Any], source: str) -> _Config:
-    # Imported here: it costs more than the rest of the package's configuration together.
+def _paths(cls: type[Any]) -> Iterator[str]:
+    """Name every setting; those of the parts as ``part.field``."""
+    for field in attrs.fields(attrs.resolve_types(cls)):
+        if attrs.has(field.type):
+            yield from (f"{field.name}.{inner.name}" for inner in attrs.fields(field.type))
+        else:
+            yield field.name
+
+
+def _unknown(what: str, name: str, known: tuple[str, ...]) -> ConfigError:
+    import difflib
+
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return ConfigError(f"unknown {what} {name}{hint}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    from typed_settings.exceptions import TsError
+    from typed_settings.loaders import TomlFormat
+
+    try:
+        tables = TomlFormat(None)(path, PlumtreeConfig, ())
+    except (OSError, TsError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}")
+    table = tables.get("plumtree")
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path} has no table [plumtree]")
+    return dict(table)
+
+
+def _build(
+    cls: type[_Config], preset: object, values: Mapping[str, object], name_of: Callable[[str], str]
+) -> _Config:
+    """Lay `values` (path -> text or TOML value) over the preset; `name_of` is for messages."""
     from typed_settings.converters import TSConverter
 
     if preset not in PRESETS:
-        raise ConfigError(
-            f"{source}: preset {preset!r} does not exist; choose one of {', '.join(PRESETS)}"
-        )
-    converter = TSConverter(resolve_paths=False, strlist_sep=None)
-    converter.scalar_converters[float] = _seconds_from
-    kinds = _paths()
+        raise _refuse(name_of("preset"), preset, ", ".join(PRESETS))
+    base = cls() if preset == "default" else getattr(cls, str(preset))()
+    converter = TSConverter()
+    changes: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        part, dot, inner = path.rpartition(".")
+        owner = getattr(base, part) if dot else base
+        field = getattr(attrs.fields(type(owner)), inner)
+        read = _read(converter, field, value, name_of(path)) if type(value) is str else value
+        (parts.setdefault(part, {}) if dot else changes)[inner] = read
+    for part, inner_changes in parts.items():
+        changes[part] = attrs.evolve(getattr(base, part), **inner_changes)
+    return attrs.evolve(base, **changes)
 
-    def convert(path: str, value: object) -> object:
-        kind = kinds[path]
-        if isinstance(value, str) and kind == (int | None):
-            if value.strip().lower() in ("", "none"):
-                return None
-            kind = int
+
+def _read(converter: "TSConverter", field: "attrs.Attribute[Any]", text: str, name: str) -> object:
+    kind = field.type
+    if field.metadata.get("duration"):
         try:
-            return converter.structure(value, kind)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{source}: {path} = {value!r}: {error}")
-
-    base = PRESETS[preset]
-    chosen: dict[str, Any] = dict(base)
-    for name, value in values.items():
-        if isinstance(value, dict):
-            part = base.get(name) or getattr(PlumtreeConfig(), name)
-            changes = {inner: convert(f"{name}.{inner}", leaf) for inner, leaf in value.items()}
-            chosen[name] = attrs.evolve(part, **changes)
-        else:
-            chosen[name] = convert(name, value)
+            return parse_duration(text)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}")
+    options = get_args(kind)
+    if options:
+        if text.strip().lower() in ("", "none"):
+            return None
+        kind = options[0]
+    assert isinstance(kind, type)
     try:
-        return cls(**chosen)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}")
+        return converter.structure(text.strip(), kind)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} is {text!r}, which is not {_SPOKEN[kind]}")
