@@ -511,8 +511,10 @@ def _paths(cls: type[Any]) -> Iterator[str]:
 def _unknown(what: str, name: str, known: tuple[str, ...]) -> ConfigError:
     import difflib
 
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    # Case and the common prefix say nothing about what was meant.
+    keys = {each.removeprefix(PREFIX).lower(): each for each in known}
+    nearest = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), keys, n=1)
+    hint = f"; did you mean {keys[nearest[0]]}?" if nearest else ""
     return ConfigError(f"unknown {what} {name}{hint}")
 
 
