@@ -1,3 +1,110 @@
 """plumtree-quic: secure messaging inside a cluster. The public names, and nothing else."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from plumtree_quic.errors import (
+    ConfigError,
+    CredentialsError,
+    IdentityConflict,
+    IdentityError,
+    JoinError,
+    LinkError,
+    LocalProtocolError,
+    MessageTooLarge,
+    NodeClosed,
+    PlumtreeError,
+    RemoteProtocolError,
+    WireError,
+)
+
+if TYPE_CHECKING:
+    from plumtree_quic.config import (
+        CompressionConfig,
+        HealthConfig,
+        PlumtreeConfig,
+        SyncConfig,
+    )
+    from plumtree_quic.ids import MessageId, NodeId
+    from plumtree_quic.node import (
+        ClusterEvent,
+        Delegate,
+        Health,
+        HealthStatus,
+        Member,
+        Message,
+        Node,
+        Peer,
+        Receipt,
+        Subscription,
+    )
+    from plumtree_quic.security.credentials import QuicConfig
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ClusterEvent",
+    "CompressionConfig",
+    "ConfigError",
+    "CredentialsError",
+    "Delegate",
+    "Health",
+    "HealthConfig",
+    "HealthStatus",
+    "IdentityConflict",
+    "IdentityError",
+    "JoinError",
+    "LinkError",
+    "LocalProtocolError",
+    "Member",
+    "Message",
+    "MessageId",
+    "MessageTooLarge",
+    "Node",
+    "NodeClosed",
+    "NodeId",
+    "Peer",
+    "PlumtreeConfig",
+    "PlumtreeError",
+    "QuicConfig",
+    "Receipt",
+    "RemoteProtocolError",
+    "Subscription",
+    "SyncConfig",
+    "WireError",
+]
+
+# Imported when first used: `plumtree-quic certs` should not load a QUIC stack.
+_HOME = {
+    "ClusterEvent": "plumtree_quic.node",
+    "CompressionConfig": "plumtree_quic.config",
+    "Delegate": "plumtree_quic.node",
+    "Health": "plumtree_quic.node",
+    "HealthConfig": "plumtree_quic.config",
+    "HealthStatus": "plumtree_quic.node",
+    "Member": "plumtree_quic.node",
+    "Message": "plumtree_quic.node",
+    "MessageId": "plumtree_quic.ids",
+    "Node": "plumtree_quic.node",
+    "NodeId": "plumtree_quic.ids",
+    "Peer": "plumtree_quic.node",
+    "PlumtreeConfig": "plumtree_quic.config",
+    "QuicConfig": "plumtree_quic.security.credentials",
+    "Receipt": "plumtree_quic.node",
+    "Subscription": "plumtree_quic.node",
+    "SyncConfig": "plumtree_quic.config",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for exported
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,320 @@
+"""Our own certificate, key and CA: loaded once, checked as a peer would check them, immutable.
+
+The rules stand in identity.py, and what to tell of a broken one in explain.py; neither is here.
+"""
+
+import datetime
+import logging
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from plumtree_quic.errors import ConfigError, CredentialsError
+from plumtree_quic.ids import NodeId
+from plumtree_quic.security.explain import NEW_CERT, explain, public_key_of
+from plumtree_quic.security.identity import (
+    CHAIN_CERTIFICATES_MAX,
+    CheckFailed,
+    check_chain,
+    check_key,
+    parse_identity,
+)
+
+__all__ = ["CLUSTER_BYTES_MAX", "Credentials", "PrivateKey", "QuicConfig"]
+
+logger = logging.getLogger("plumtree_quic.security")
+
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+
+CLUSTER_BYTES_MAX = 64
+_FILE_BYTES_MAX = 1 << 20
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Credentials:
+    """Who we are and whom we trust, at one moment. A rotation makes a new one."""
+
+    leaf: x509.Certificate
+    leaf_der: bytes = attrs.field(repr=False)
+    chain_der: tuple[bytes, ...] = attrs.field(repr=False)
+    """The intermediates, without the leaf and without the anchor."""
+    key: PrivateKey = attrs.field(repr=False)
+    anchors: tuple[x509.Certificate, ...] = attrs.field(repr=False)
+    node_id: NodeId
+    trust_domain: str
+    cluster: str
+    generation: int
+
+
+class QuicConfig:
+    """Identity and trust of one node: its certificate, its key, and the CA of everybody.
+
+    There is no way to make a link without one, and no option that weakens it. All files are PEM.
+    Everything that a peer would refuse is refused here first.
+
+    Args:
+        cert_path: this node's certificate, then its intermediates if there are any (at most 2).
+            It names the node: exactly one URI in subjectAltName, ``spiffe://domain/path``.
+        key_path: its private key: P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits.
+        ca_path: the CA certificates that every node's certificate must chain to; several while
+            one CA replaces another.
+        key_password: of an encrypted key.
+        trust_domain: None takes that of the certificate.
+        cluster: 1 to 64 bytes; nodes of different cluster names never link.
+
+    Raises:
+        CredentialsError: a file is missing, unreadable or wrong; names the file and the fix.
+        ConfigError: another argument is wrong, or Python runs with -O.
+    """
+
+    def __init__(
+        self,
+        cert_path: str | os.PathLike[str],
+        key_path: str | os.PathLike[str],
+        ca_path: str | os.PathLike[str],
+        *,
+        key_password: str | bytes | None = None,
+        trust_domain: str | None = None,
+        cluster: str = "default",
+    ) -> None:
+        sources = (Path(cert_path), Path(key_path), Path(ca_path))
+        cert, key, ca = (
+            _read(path, what)
+            for path, what in zip(sources, ("cert_path", "key_path", "ca_path"), strict=True)
+        )
+        self._load(
+            pems=(cert, key, ca),
+            names=(str(sources[0]), str(sources[1]), str(sources[2])),
+            key_password=key_password,
+            trust_domain=trust_domain,
+            cluster=cluster,
+            warnings=_readable_by_others(sources[1]),
+        )
+
+    @classmethod
+    def from_pem(
+        cls,
+        *,
+        cert: str | bytes,
+        key: str | bytes,
+        ca: str | bytes,
+        key_password: str | bytes | None = None,
+        trust_domain: str | None = None,
+        cluster: str = "default",
+    ) -> "QuicConfig":
+        """The same from PEM text, for credentials that never touch a disk.
+
+        Raises:
+            CredentialsError, ConfigError: as the constructor.
+        """
+        config = cls.__new__(cls)
+        config._load(
+            pems=(_bytes(cert), _bytes(key), _bytes(ca)),
+            names=("cert", "key", "ca"),
+            key_password=key_password,
+            trust_domain=trust_domain,
+            cluster=cluster,
+            warnings=(),
+        )
+        return config
+
+    def _load(
+        self,
+        *,
+        pems: tuple[bytes, bytes, bytes],
+        names: tuple[str, str, str],
+        key_password: str | bytes | None,
+        trust_domain: str | None,
+        cluster: str,
+        warnings: tuple[str, ...],
+    ) -> None:
+        _refuse_optimized()
+        _check_cluster(cluster)
+        cert_name, key_name, ca_name = names
+        certificates = _certificates(pems[0], cert_name)
+        key = _private_key(pems[1], key_name, key_password)
+        anchors = _certificates(pems[2], ca_name)
+        leaf, *chain = certificates
+        _check_pair(certificates, cert_name, key, key_name)
+        # An anchor sent along is of no use to the peer, which has its own.
+        chain = [each for each in chain if each not in anchors]
+        try:
+            node_id = _judge(leaf, chain, anchors, trust_domain)
+        except CheckFailed as failed:
+            raise CredentialsError(
+                explain(failed, leaf, chain, anchors, cert_name=cert_name, ca_name=ca_name)
+            ) from None
+        if 1 + len(chain) > CHAIN_CERTIFICATES_MAX:
+            raise CredentialsError(
+                f"{cert_name} holds {1 + len(chain)} certificates; at most "
+                f"{CHAIN_CERTIFICATES_MAX} are sent: keep the leaf and the intermediates between it and the CA"
+            )
+        self._credentials = Credentials(
+            leaf=leaf,
+            leaf_der=_der(leaf),
+            chain_der=tuple(_der(each) for each in chain),
+            key=key,
+            anchors=tuple(anchors),
+            node_id=node_id,
+            trust_domain=node_id.trust_domain,
+            cluster=cluster,
+            generation=1,
+        )
+        self.warnings = warnings
+        """What is unwise but works; each was logged too."""
+        for warning in warnings:
+            logger.warning("%s", warning, extra={"event": "credentials.warning"})
+
+    @property
+    def credentials(self) -> Credentials:
+        """The checked certificate, key and anchors."""
+        return self._credentials
+
+    @property
+    def node_id(self) -> NodeId:
+        """Who we are: the URI in our certificate."""
+        return self._credentials.node_id
+
+    @property
+    def trust_domain(self) -> str:
+        """The trust domain whose identities may link with us."""
+        return self._credentials.trust_domain
+
+    @property
+    def cluster(self) -> str:
+        """The name of the cluster."""
+        return self._credentials.cluster
+
+    def __repr__(self) -> str:
+        return f"QuicConfig({str(self.node_id)!r}, cluster={self.cluster!r})"
+
+
+def _refuse_optimized() -> None:
+    if sys.flags.optimize:
+        raise ConfigError(
+            "Python runs with -O (or PYTHONOPTIMIZE), which removes the assertions that guard "
+            "this library's invariants, security included; run it without"
+        )
+
+
+def _check_cluster(cluster: str) -> None:
+    if not 1 <= len(cluster.encode("utf-8", "replace")) <= CLUSTER_BYTES_MAX:
+        raise ConfigError(f"cluster is {cluster!r}; allowed are 1 to {CLUSTER_BYTES_MAX} bytes")
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def _der(cert: x509.Certificate) -> bytes:
+    return cert.public_bytes(serialization.Encoding.DER)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _read(path: Path, argument: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise CredentialsError(
+            f"{path} ({argument}) does not exist; "
+            "for development certificates run: plumtree-quic certs NAME"
+        ) from None
+    except PermissionError:
+        raise CredentialsError(
+            f"{path} ({argument}) cannot be read by uid {os.geteuid()}; give that user the right"
+        ) from None
+    except OSError as error:
+        raise CredentialsError(f"{path} ({argument}) cannot be read: {error.strerror}") from None
+    if len(content) > _FILE_BYTES_MAX:
+        raise CredentialsError(f"{path} ({argument}) is larger than 1 MiB; is it the right file?")
+    return content
+
+
+def _readable_by_others(key_path: Path) -> tuple[str, ...]:
+    mode = stat.S_IMODE(key_path.stat().st_mode)
+    if not mode & 0o077:
+        return ()
+    return (
+        f"{key_path} is open to others than its owner (mode {mode:04o}); run: chmod 600 "
+        f"{key_path} (in Kubernetes: defaultMode: 0400 on the Secret's volume)",
+    )
+
+
+def _certificates(pem: bytes, name: str) -> list[x509.Certificate]:
+    if not pem.strip():
+        raise CredentialsError(f"{name} is empty; it must hold PEM certificates")
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        if b"PRIVATE KEY-----" in pem:
+            raise CredentialsError(f"{name} holds a private key and no certificate; swapped?")
+        raise CredentialsError(
+            f"{name} holds no PEM certificate (DER becomes PEM with: openssl x509 -inform der)"
+        )
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise CredentialsError(f"{name} holds a damaged certificate; {NEW_CERT}") from None
+
+
+def _private_key(pem: bytes, name: str, password: str | bytes | None) -> PrivateKey:
+    if b"PRIVATE KEY-----" not in pem:
+        swapped = "; cert and key swapped?" if b"-----BEGIN CERTIFICATE-----" in pem else ""
+        raise CredentialsError(f"{name} holds no PEM private key{swapped}")
+    encrypted = b"ENCRYPTED" in pem
+    if encrypted and not password:
+        raise CredentialsError(f"{name} is encrypted; give its password as key_password")
+    if not encrypted and password:
+        raise CredentialsError(f"{name} is not encrypted; leave key_password out")
+    try:
+        key = serialization.load_pem_private_key(pem, _bytes(password) if password else None)
+    except (ValueError, TypeError):
+        raise CredentialsError(
+            f"{name} cannot be decrypted: key_password is wrong"
+            if encrypted
+            else f"{name} holds a damaged private key; {NEW_CERT}"
+        ) from None
+    except UnsupportedAlgorithm:
+        raise CredentialsError(f"{name}: this kind of key is not supported; {NEW_CERT}") from None
+    if not isinstance(key, PrivateKey):
+        raise CredentialsError(
+            f"{name} is a key of an unsupported kind; use P-256, P-384, Ed25519 or RSA"
+        )
+    return key
+
+
+def _check_pair(
+    certificates: Sequence[x509.Certificate], cert_name: str, key: PrivateKey, key_name: str
+) -> None:
+    public_key = key.public_key()
+    if public_key_of(certificates[0]) == public_key:
+        return
+    if any(public_key_of(each) == public_key for each in certificates[1:]):
+        raise CredentialsError(
+            f"{key_name} belongs to a later certificate in {cert_name}; put the node's own first"
+        )
+    raise CredentialsError(f"{key_name} is not the key of {cert_name}; were they issued together?")
+
+
+# --- the rules ----------------------------------------------------------------------------------
+
+
+def _judge(
+    leaf: x509.Certificate,
+    chain: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    trust_domain: str | None,
+) -> NodeId:
+    """Steps 5, 8, 9 and 10 of a peer's check, on ourselves."""
+    check_key(public_key_of(leaf))
+    check_chain(leaf, chain, anchors, datetime.datetime.now(datetime.UTC))
+    return parse_identity(leaf, trust_domain)
