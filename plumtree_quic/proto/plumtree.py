@@ -197,7 +197,6 @@ class Plumtree:
 
     def __init__(self, me: MemberKey, epoch: int, config: PlumtreeConfig, rng: Random) -> None:
         self._me = me
-        self._epoch = epoch
         self._config = config
         self._rng = rng
         self._links: dict[NodeId, _Link] = {}
@@ -207,6 +206,7 @@ class Plumtree:
         self._protected: tuple[NodeId, ...] = ()
         self._origins: dict[MemberKey, _Origin] = {}
         self._streams: dict[StreamKey, _Stream] = {}
+        self._own = self._make_stream(_Origin(me), epoch)
         repair_s = config.graft_timeout * float(1 << min(config.graft_max_retries + 1, 16))
         self._cache = Cache(
             config.message_cache_ttl,
@@ -315,8 +315,10 @@ class Plumtree:
 
     def broadcast(self, bundle: Bundle, now: float) -> list[Effect]:
         """Push a bundle of our own."""
-        stream = self._open(bundle.origin, bundle.epoch)
-        if stream is None or stream.seen.overlaps(bundle.first, bundle.last):
+        stream = self._own
+        if stream.key != (bundle.origin, bundle.epoch):
+            raise AssertionError("not a bundle of our own")
+        if stream.seen.overlaps(bundle.first, bundle.last):
             raise AssertionError("a sequence number of our own was used twice")
         effects: list[Effect] = []
         self._take(stream, bundle, now)
@@ -379,7 +381,7 @@ class Plumtree:
         effects: list[Effect] = []
         if stream is None:
             self.counters.tree_stale += 1
-        elif bundle.first > stream.seen.highest or self._is_new(stream, bundle):
+        elif self._is_new(stream, bundle):
             if self._has_room(stream, bundle, link, now):
                 origin = stream.origin
                 effects.append(Deliver(bundle, message.hop, link.peer))
@@ -433,10 +435,9 @@ class Plumtree:
         """Whether nothing of `bundle` was seen; an overlap that is no duplicate is counted."""
         first, last = bundle.first, bundle.last
         seen = stream.seen
-        if stream.key == (self._me, self._epoch):
+        if stream is self._own and not seen.covers(first, last):
             # Our own and not sent by us in this life: somebody else holds our key.
-            if not seen.covers(first, last):
-                self.counters.tree_equivocations += 1
+            self.counters.tree_equivocations += 1
             return False
         if not seen.overlaps(first, last):
             return True
@@ -755,7 +756,7 @@ class Plumtree:
                     unseen = [(a, min(b, end)) for a, b in unseen if a <= end]
                     self._clip(link, now)
             for run in unseen:
-                if key == (self._me, self._epoch):
+                if key == self._own.key:
                     break
                 due = self._patience(self._origins.get(entry.origin), link.peer, now, now)
                 if not self._missing.announce(key, run, link.peer, hop=entry.hop, due=due, now=now):
@@ -1090,7 +1091,7 @@ class Plumtree:
         what fills them reaches that link after it came up.
         """
         for row in rows:
-            if (row.origin, row.epoch) == (self._me, self._epoch) or not row.held:
+            if (row.origin, row.epoch) == self._own.key or not row.held:
                 continue
             if len(self._streams) >= DIGEST_BACKLOG_RANGES_MAX:
                 return
@@ -1121,7 +1122,7 @@ class Plumtree:
         """Ask for what `link` holds and we have not seen."""
         for row in rows:
             key = (row.origin, row.epoch)
-            if key == (self._me, self._epoch) or self._is_stale(key):
+            if key == self._own.key or self._is_stale(key):
                 continue
             stream = self._streams.get(key)
             for first, last in row.held:
@@ -1239,18 +1240,22 @@ class Plumtree:
             return stream
         origin = self._origins.get(key)
         if origin is None:
-            origin = self._origins[key] = _Origin(key)
+            origin = _Origin(key)
             hoped = self._hoped.pop(key, None)
             if hoped is not None:
                 origin.promoted_at = hoped[0]
                 origin.parent = self._links.get(hoped[1])
         if len(origin.epochs) >= EPOCHS_MAX:
-            oldest = min(origin.epochs)
+            oldest = min(old for old in origin.epochs if origin.epochs[old] is not self._own)
             if epoch < oldest:
                 return None
             self._close(origin.epochs.pop(oldest))
-        stream = self._streams[(key, epoch)] = _Stream((key, epoch), origin)
-        origin.epochs[epoch] = stream
+        return self._make_stream(origin, epoch)
+
+    def _make_stream(self, origin: _Origin, epoch: int) -> _Stream:
+        self._origins[origin.key] = origin
+        stream = _Stream((origin.key, epoch), origin)
+        self._streams[stream.key] = origin.epochs[epoch] = stream
         return stream
 
     def _close(self, stream: _Stream) -> None:
@@ -1308,7 +1313,7 @@ class Plumtree:
             "cache_messages": self._cache.messages,
             "cache_bytes": self._cache.bytes,
             "missing_ranges": len(self._missing),
-            "streams": len(self._streams),
+            "streams": len(self._streams) - 1,
         }
 
 
