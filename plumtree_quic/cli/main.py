@@ -78,7 +78,8 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return 2
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message().rstrip(".")}{_hint(error)}", err=True)
+        text = error.format_message().rstrip(".")
+        click.echo(f"error: {text}{_hint(error)}", err=True)
         return error.exit_code
     except click.Abort:
         return 130

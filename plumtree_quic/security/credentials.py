@@ -155,7 +155,7 @@ class QuicConfig:
         if 1 + len(chain) > CHAIN_CERTIFICATES_MAX:
             raise CredentialsError(
                 f"{cert_name} holds {1 + len(chain)} certificates; at most "
-                f"{CHAIN_CERTIFICATES_MAX} are sent: keep the leaf and the intermediates between it and the CA"
+                f"{CHAIN_CERTIFICATES_MAX} are sent: keep the leaf and its intermediates"
             )
         self._credentials = Credentials(
             leaf=leaf,
