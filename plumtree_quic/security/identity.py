@@ -20,6 +20,7 @@ from plumtree_quic.errors import ConfigError
 from plumtree_quic.ids import NodeId
 
 __all__ = [
+    "CHAIN_BYTES_MAX",
     "CHAIN_CERTIFICATES_MAX",
     "CHAIN_DEPTH_MAX",
     "CHECKS",
