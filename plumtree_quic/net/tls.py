@@ -158,11 +158,16 @@ class MutualTlsContext(tls.Context):  # type: ignore[misc]
         except Refused:
             raise
         except tls.Alert as alert:
-            step = self._step_of_state()
-            self._note_failure(CheckFailed(step, int(alert.description), _short(str(alert))))
+            self._note_failure(
+                CheckFailed(self._next_step(), int(alert.description), _short(str(alert)))
+            )
             raise
         except Exception as error:
-            self._fail(CheckFailed(1, Alert.INTERNAL_ERROR, "unforeseen", repr(error)[:200]))
+            self._fail(
+                CheckFailed(
+                    self._next_step(), Alert.INTERNAL_ERROR, "unforeseen", repr(error)[:200]
+                )
+            )
 
     def _handle_reassembled_message(
         self, message_type: int, input_buf: Buffer, output_buf: dict[tls.Epoch, Buffer]
@@ -199,7 +204,9 @@ class MutualTlsContext(tls.Context):  # type: ignore[misc]
         self._pass(2)
 
     def _check_list(self, input_buf: Buffer) -> None:
-        listed = tls.pull_certificate(Buffer(data=input_buf.data)).certificates
+        listed = tls.pull_certificate(
+            Buffer(data=input_buf.data_slice(0, input_buf.capacity))
+        ).certificates
         if not listed:
             raise CheckFailed(4, Alert.CERTIFICATE_REQUIRED, "no certificate was sent")
         if len(listed) > CHAIN_CERTIFICATES_MAX:
@@ -290,17 +297,9 @@ class MutualTlsContext(tls.Context):  # type: ignore[misc]
         self._note_failure(failed)
         raise Refused(failed)
 
-    def _step_of_state(self) -> int:
-        """Which step an alert of aioquic's own belongs to."""
-        match self.state:
-            case tls.State.CLIENT_EXPECT_FINISHED | tls.State.SERVER_EXPECT_FINISHED:
-                return 13
-            case tls.State.CLIENT_EXPECT_ENCRYPTED_EXTENSIONS:
-                return 2
-            case tls.State.SERVER_EXPECT_CLIENT_HELLO:
-                return 2
-            case _:
-                return 1
+    def _next_step(self) -> int:
+        """The first step that has not passed: where an alert of aioquic's own belongs."""
+        return min(max((result.step for result in self.report), default=0) + 1, 13)
 
 
 def _schemes_of(key: object) -> tuple[int, ...]:
