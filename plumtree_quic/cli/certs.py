@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from plumtree_quic.errors import ConfigError, CredentialsError
-from plumtree_quic.security.certs import DAYS_MAX, KEY_TYPES, LEAF_DAYS, DevCa
+from plumtree_quic.security.certs import DAYS_MAX, KEY_TYPES, LEAF_DAYS, DevCa, check_name
 from plumtree_quic.security.explain import (
     describe_key,
     explain,
@@ -81,6 +81,7 @@ def certs(
     if "inspect" in names:
         raise ConfigError("name 'inspect' is a command (certs inspect FILE...); choose another")
     for name in names:
+        check_name(name)  # before a CA is made
         if names.count(name) > 1:
             raise ConfigError(f"name {name!r} is given twice")
     ca = DevCa.open_or_create(out, trust_domain=trust_domain)

@@ -85,9 +85,10 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`). What is still buffered must not raise
-        # again at exit (Python documentation, "Note on SIGPIPE").
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # the reader went away (`| head`): tell nobody
+            click.echo(f"error: {error}", err=True)
+        # What is still buffered must not raise again at exit (Python's "Note on SIGPIPE").
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except PlumtreeError as error:

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from plumtree_quic.errors import ConfigError, CredentialsError
 from plumtree_quic.ids import NodeId
 
-__all__ = ["CA_DAYS", "DAYS_MAX", "KEY_TYPES", "LEAF_DAYS", "DevCa", "Issued"]
+__all__ = ["CA_DAYS", "DAYS_MAX", "KEY_TYPES", "LEAF_DAYS", "DevCa", "Issued", "check_name"]
 
 KEY_TYPES = ("p256", "p384", "ed25519", "rsa")
 LEAF_DAYS = 365
@@ -172,10 +172,7 @@ class DevCa:
             ConfigError: `name` cannot be part of an identity, or is "ca".
             CredentialsError: one of its files exists and not `force`.
         """
-        if name == "ca":
-            raise ConfigError("name 'ca' is taken by the CA's own files; choose another")
-        if "/" in name:
-            raise ConfigError(f"name {name!r}: '/' is not allowed; it is one path segment")
+        check_name(name)
         node_id = NodeId.parse(f"spiffe://{self.trust_domain}/node/{name}")
         for path in self._paths(name):
             if os.path.lexists(path) and not force:
@@ -242,6 +239,19 @@ class DevCa:
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.directory / f"{name}.crt", self.directory / f"{name}.key"
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a node.
+
+    Raises:
+        ConfigError: `name` is "ca", or not one path segment of an identity.
+    """
+    if name == "ca":
+        raise ConfigError("name 'ca' is taken by the CA's own files; choose another")
+    if "/" in name:
+        raise ConfigError(f"name {name!r}: '/' is not allowed; a name is one path segment")
+    NodeId.parse(f"spiffe://dev/node/{name}")
 
 
 def _now() -> datetime.datetime:

@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from plumtree_quic.errors import ConfigError
 from plumtree_quic.ids import NodeId
-from plumtree_quic.security.identity import Alert, CheckFailed
+from plumtree_quic.security.identity import CHAIN_DEPTH_MAX, Alert, CheckFailed
 
 __all__ = ["NEW_CERT", "describe_key", "explain", "extension_of", "public_key_of", "uris_of"]
 
@@ -45,8 +45,8 @@ def explain(
         text = _about_key(failed, leaf, chain)
     elif failed.step == _STEP_DATES:
         text = _about_dates(leaf)
-    elif failed.step == _STEP_IDENTITY:
-        text = _about_identity(leaf)
+    elif failed.step == _STEP_IDENTITY or extension_of(leaf, x509.SubjectAlternativeName) is None:
+        text = _about_identity(leaf)  # the chain verifier wants a subjectAltName, too
     elif failed.alert == Alert.UNKNOWN_CA:
         text = _about_chain(leaf, chain, anchors, ca_name)
     else:
@@ -196,6 +196,12 @@ def _about_chain(
         if extension_of(below, x509.AuthorityKeyIdentifier) is None:
             return f"{who}lacks an authorityKeyIdentifier (RFC 5280, 4.2.1.1); {NEW_CERT}"
         if issuer in anchors or issuer not in rest:
+            between = len(chain) - len(rest)
+            if between > CHAIN_DEPTH_MAX:
+                return (
+                    f"has {between} intermediates between it and {ca_name}; allowed are at most "
+                    f"{CHAIN_DEPTH_MAX}"
+                )
             return f"does not chain to {ca_name}; {NEW_CERT}"
         below = issuer
         rest.remove(issuer)

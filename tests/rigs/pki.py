@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import hashlib
 import os
 from pathlib import Path
 
@@ -126,6 +127,26 @@ class Cert:
         return cert_path, key_path
 
 
+_SHA256_RSA = bytes.fromhex("06092a864886f70d01010b")
+_SHA1_RSA = bytes.fromhex("06092a864886f70d010105")
+_SHA1_PREFIX = bytes.fromhex("3021300906052b0e03021a05000414")
+
+
+def _with_sha1(cert, ca_key):
+    """The same certificate signed with SHA-1, by hand: no library does it any more (RSA CA only).
+
+    Both algorithm identifiers have the length of the former ones, and so has the signature.
+    """
+    tbs = cert.tbs_certificate_bytes.replace(_SHA256_RSA, _SHA1_RSA)
+    numbers, size = ca_key.private_numbers(), ca_key.key_size // 8
+    told = _SHA1_PREFIX + hashlib.sha1(tbs).digest()
+    padded = b"\x00\x01" + b"\xff" * (size - len(told) - 3) + b"\x00" + told
+    signature = pow(int.from_bytes(padded), numbers.d, numbers.public_numbers.n).to_bytes(size)
+    der = cert.public_bytes(serialization.Encoding.DER)
+    der = der.replace(cert.tbs_certificate_bytes, tbs).replace(_SHA256_RSA, _SHA1_RSA)
+    return x509.load_der_x509_certificate(der.replace(cert.signature, signature))
+
+
 def _usage(names):
     return x509.KeyUsage(**{each: each in names for each in KEY_USAGES})
 
@@ -196,7 +217,8 @@ class Pki:
         spiffe://TRUST-DOMAIN/node/NAME. sans: further x509.GeneralNames. not_before, not_after:
         aware datetimes; default an hour ago, tomorrow. eku, key_usage: None leaves the extension
         out. issuer: a Cert, None for our root, "self" for self-signed. issuer_name: CommonName to
-        put in place of the issuer's. extensions: further (extension, critical) pairs.
+        put in place of the issuer's. hash_algorithm: SHA1 needs an RSA issuer.
+        extensions: further (extension, critical) pairs.
         """
         key = key if key is not None else make_key(key_type)
         public_key = key.public_key()
@@ -245,8 +267,10 @@ class Pki:
             )
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical=critical)
-        algorithm = hash_algorithm or hashes.SHA256()
+        sha1 = isinstance(hash_algorithm, hashes.SHA1)
+        algorithm = hashes.SHA256() if sha1 or hash_algorithm is None else hash_algorithm
         if isinstance(signing_key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
             algorithm = None
         pss = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32) if rsa_pss else None
-        return Cert(builder.sign(signing_key, algorithm, rsa_padding=pss), key, chain)
+        cert = builder.sign(signing_key, algorithm, rsa_padding=pss)
+        return Cert(_with_sha1(cert, signing_key) if sha1 else cert, key, chain)
