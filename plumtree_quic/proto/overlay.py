@@ -1,0 +1,357 @@
+"""Whom to keep links with: a full mesh while small, K rings when large. No probes, no bytes.
+
+Rapid (Suresh et al., ATC 2018), section 4.1: nodes placed on K rings by independent hashes, each
+linked with its successor and predecessor on every ring, form an expander: no cut is thin, and
+degree does not grow with the cluster. Every node computes the same rings from the same member
+list, so nothing is negotiated. Ring 0 also has links two places away; its neighbours are the
+"ring neighbours" that configuration can protect.
+"""
+
+import hashlib
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import attrs
+
+from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.ids import NodeId
+from plumtree_quic.proto.effects import Effect, Link, Unlink
+
+__all__ = ["MESH_MEMBERS_MAX", "Overlay", "ring_positions"]
+
+MESH_MEMBERS_MAX = 16
+"""Members up to which everybody links with everybody, unless max_peers says otherwise."""
+GREETING_S = 1.0
+"""A place whose holder has not greeted us after this long is filled by the next one as well."""
+DROP_INTERVAL_S = 1.0
+"""Links that are no longer wanted leave one at a time, so that trees can follow."""
+SPARE_DIALS_MAX = 2
+"""Holders that failed but stay candidates, beside the one that fills their place: three dials."""
+# A guess; a run of failed holders longer than this is a partition, and more dials do not heal it.
+WALK_STEPS_MAX = 32
+
+_CIRCLE = 1 << 64
+
+
+@lru_cache(maxsize=65536)
+def ring_positions(node_id: NodeId, rings: int) -> tuple[int, ...]:
+    """Where `node_id` stands on each ring: BLAKE2b(NodeId, ring number), as 64-bit integers."""
+    return tuple(
+        int.from_bytes(
+            hashlib.blake2b(
+                node_id.encode("ascii"), digest_size=8, salt=ring.to_bytes(2, "big")
+            ).digest(),
+            "big",
+        )
+        for ring in range(rings)
+    )
+
+
+_Place = tuple[NodeId, ...]
+"""Candidates for one place, nearest first; all but the last one failed or are suspected."""
+
+
+@attrs.define
+class _Ring:
+    """One ring, and what was found on it around us. dirty: find it again."""
+
+    needed: int
+    own: int = 0
+    holders: list[tuple[int, NodeId]] = attrs.field(factory=list)
+    after: tuple[_Place, ...] = ()
+    before: tuple[_Place, ...] = ()
+    walked: dict[NodeId, None] = attrs.field(factory=dict)
+    lowest: int = 0
+    highest: int = 0
+    whole: bool = True
+    dirty: bool = True
+
+    def concerns(self, position: int) -> bool:
+        """Whether somebody at `position` stands between us and those whom we walked to."""
+        if self.whole:
+            return True
+        span = (self.highest - self.lowest) % _CIRCLE
+        return (position - self.lowest) % _CIRCLE <= span
+
+
+class Overlay:
+    """The links that this node wants, and why.
+
+    Args:
+        me: our own id; it stands on the rings like any other.
+        config: eager_fanout + lazy_fanout give the number of rings, max_peers the size of the
+            mesh and, when set, the most links; max_lazy_peers the most links beside eager_fanout.
+    """
+
+    def __init__(self, me: NodeId, config: PlumtreeConfig) -> None:
+        self.me = me
+        self._config = config
+        count = -(-(config.eager_fanout + config.lazy_fanout) // 2)
+        own = ring_positions(me, count)
+        self._rings = [
+            _Ring(needed=2 if ring == 0 else 1, own=own[ring], holders=[(own[ring], me)])
+            for ring in range(count)
+        ]
+        self._mesh = True
+        self._mesh_max = config.max_peers or MESH_MEMBERS_MAX
+        bounds = [2 * count + 2]
+        if config.max_peers is not None:
+            bounds.append(config.max_peers)
+        self._links_max = min(bounds)
+        self._mesh_links_max: int | None = None
+        if config.max_lazy_peers is not None:
+            self._mesh_links_max = config.eager_fanout + config.max_lazy_peers
+            self._links_max = min(self._links_max, self._mesh_links_max)
+        self._addresses: dict[NodeId, tuple[str, ...]] = {}
+        self._suspects: dict[NodeId, None] = {}
+        self._failed: dict[NodeId, None] = {}
+        self._linked: dict[NodeId, None] = {}
+        self._wanted: dict[NodeId, None] = {}
+        self._desired: dict[NodeId, None] = {}
+        self._greeting: dict[NodeId, float] = {}
+        self._surplus: dict[NodeId, None] = {}
+        self._drop_at: float | None = None
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def member_alive(self, node_id: NodeId, addresses: Sequence[str], now: float) -> list[Effect]:
+        """A member joined, changed its addresses, or refuted a suspicion."""
+        if node_id == self.me:
+            return []
+        effects: list[Effect] = []
+        known = self._addresses.get(node_id)
+        self._addresses[node_id] = tuple(addresses)
+        if known is None:
+            for ring, position in zip(self._rings, self._positions(node_id), strict=True):
+                insort(ring.holders, (position, node_id))
+                ring.dirty = ring.dirty or ring.concerns(position)
+        elif known != tuple(addresses):
+            if node_id in self._wanted:
+                effects.append(Link(node_id, tuple(addresses)))
+            self._clear(self._failed, node_id)
+        self._clear(self._suspects, node_id)
+        return effects + self._follow(now)
+
+    def member_suspect(self, node_id: NodeId, now: float) -> list[Effect]:
+        """A member is accused of silence: its places are filled, its link is kept."""
+        if node_id not in self._addresses:
+            return []
+        self._mark(self._suspects, node_id)
+        return self._follow(now)
+
+    def member_gone(self, node_id: NodeId, now: float) -> list[Effect]:
+        """A member is dead or has left."""
+        if self._addresses.pop(node_id, None) is None:
+            return []
+        for ring, position in zip(self._rings, self._positions(node_id), strict=True):
+            del ring.holders[bisect_left(ring.holders, (position, node_id))]
+            ring.dirty = ring.dirty or node_id in ring.walked
+        self._suspects.pop(node_id, None)
+        self._failed.pop(node_id, None)
+        self._desired.pop(node_id, None)
+        return self._drop(node_id) + self._follow(now)
+
+    def link_up(self, peer: NodeId, now: float) -> list[Effect]:
+        """A link to `peer` is greeted."""
+        self._linked[peer] = None
+        self._greeting.pop(peer, None)
+        self._clear(self._failed, peer)
+        return self._follow(now)
+
+    def link_down(self, peer: NodeId, now: float) -> list[Effect]:
+        """The link to `peer` is gone; while it is wanted, it is being dialled again."""
+        self._linked.pop(peer, None)
+        if peer in self._wanted:
+            self._greeting[peer] = now + GREETING_S
+        return self._follow(now)
+
+    def unreachable(self, peer: NodeId, now: float) -> list[Effect]:
+        """A dial to a member failed. Not dead: it stays a candidate while others fill in."""
+        if peer not in self._addresses or peer in self._linked:
+            return []
+        self._greeting.pop(peer, None)
+        self._mark(self._failed, peer)
+        return self._follow(now)
+
+    def next_deadline(self) -> float | None:
+        """When `advance` has work, or None."""
+        greeting = next(iter(self._greeting.values()), None)
+        if greeting is None or self._drop_at is None:
+            return greeting if self._drop_at is None else self._drop_at
+        return min(greeting, self._drop_at)
+
+    def advance(self, now: float) -> list[Effect]:
+        """Fill the places of those who have not greeted in time; let one surplus link go."""
+        while self._greeting:
+            peer, deadline = next(iter(self._greeting.items()))
+            if deadline > now:
+                break
+            del self._greeting[peer]
+            self._mark(self._failed, peer)
+        effects = self._follow(now)
+        if self._drop_at is not None and self._drop_at <= now:
+            effects += self._fire_drop(now)
+        return effects
+
+    # --- queries --------------------------------------------------------------------------------
+
+    def wants(self, peer: NodeId) -> bool:
+        """Whether we want the link to `peer`, also while it waits to be let go."""
+        return peer in self._wanted
+
+    def is_mesh(self) -> bool:
+        """Whether everybody links with everybody now."""
+        return self._mesh
+
+    def protected(self) -> tuple[NodeId, ...]:
+        """Ring neighbours that no cap may evict: next, previous, next but one, previous but one."""
+        config = self._config
+        if not (config.use_hash_ring and config.protect_ring_neighbors):
+            return ()
+        ring = self._rings[0]
+        holders: dict[NodeId, None] = {}
+        for distance in range(ring.needed):
+            for side in (ring.after, ring.before):
+                if distance < len(side):
+                    holders[side[distance][-1]] = None
+        return tuple(holders)[: config.max_protected_neighbors]
+
+    # --- the rings ------------------------------------------------------------------------------
+
+    def _positions(self, node_id: NodeId) -> tuple[int, ...]:
+        return ring_positions(node_id, len(self._rings))
+
+    def _mark(self, marks: dict[NodeId, None], node_id: NodeId) -> None:
+        if node_id not in marks and node_id in self._addresses:
+            marks[node_id] = None
+            self._soil(node_id)
+
+    def _clear(self, marks: dict[NodeId, None], node_id: NodeId) -> None:
+        if node_id in marks:
+            del marks[node_id]
+            self._soil(node_id)
+
+    def _soil(self, node_id: NodeId) -> None:
+        for ring, position in zip(self._rings, self._positions(node_id), strict=True):
+            ring.dirty = ring.dirty or ring.concerns(position)
+
+    def _walk(self, ring: _Ring) -> None:
+        """Find our places on a ring: walk from us either way to the first fit holders."""
+        ring.dirty = False
+        ring.walked = {}
+        here = bisect_left(ring.holders, (ring.own, self.me))
+        ring.after, ring.highest, after_steps = self._walk_side(ring, here, 1)
+        ring.before, ring.lowest, before_steps = self._walk_side(ring, here, -1)
+        ring.whole = after_steps + before_steps >= len(ring.holders) - 1
+
+    def _walk_side(
+        self, ring: _Ring, here: int, direction: int
+    ) -> tuple[tuple[_Place, ...], int, int]:
+        places: list[_Place] = []
+        waiting: list[NodeId] = []
+        spare = 0
+        holders = ring.holders
+        position, steps = ring.own, 0
+        while steps < min(len(holders) - 1, WALK_STEPS_MAX) and len(places) < ring.needed:
+            steps += 1
+            position, holder = holders[(here + direction * steps) % len(holders)]
+            ring.walked[holder] = None
+            if holder in self._suspects:
+                if holder in self._wanted:
+                    waiting.append(holder)
+            elif holder in self._failed:
+                if spare < SPARE_DIALS_MAX:
+                    waiting.append(holder)
+                    spare += 1
+            else:
+                places.append((*waiting, holder))
+                waiting = []
+        if waiting:
+            places.append(tuple(waiting))
+        return tuple(places), position, steps
+
+    def _ring_neighbours(self) -> Iterator[NodeId]:
+        """All candidates, the places that keep the cluster connected first."""
+        for distance in range(2):
+            for ring in self._rings:
+                for side in (ring.after, ring.before):
+                    if distance < len(side):
+                        yield from side[distance]
+
+    # --- from places to links -------------------------------------------------------------------
+
+    def _follow(self, now: float) -> list[Effect]:
+        """Want what should be wanted now; note what is not wanted any more."""
+        changed = self._choose_mode()
+        for ring in self._rings:
+            if ring.dirty:
+                self._walk(ring)
+                changed = True
+        if not changed:
+            self._schedule_drop(now)
+            return []
+        if self._mesh:
+            self._desired = dict.fromkeys(self._addresses)
+        else:
+            self._desired = {}
+            for node_id in self._ring_neighbours():
+                if len(self._desired) >= self._links_max and self._is_fit(node_id):
+                    continue
+                self._desired[node_id] = None
+        effects: list[Effect] = []
+        for node_id in self._desired:
+            self._surplus.pop(node_id, None)
+            if node_id not in self._wanted:
+                self._wanted[node_id] = None
+                effects.append(Link(node_id, self._addresses[node_id]))
+                if node_id not in self._linked:
+                    self._greeting[node_id] = now + GREETING_S
+        for node_id in [each for each in self._wanted if each not in self._desired]:
+            if node_id in self._linked:
+                self._surplus[node_id] = None
+            else:
+                effects += self._drop(node_id)
+        self._schedule_drop(now)
+        return effects
+
+    def _choose_mode(self) -> bool:
+        members = len(self._addresses) + 1
+        too_many = self._mesh_links_max is not None and members - 1 > self._mesh_links_max
+        was = self._mesh
+        if self._mesh:
+            self._mesh = members <= self._mesh_max and not too_many
+        else:
+            # Well below the limit, so that one member coming and going changes nothing.
+            self._mesh = members < self._mesh_max * 3 // 4 and not too_many
+        return self._mesh != was
+
+    def _is_fit(self, node_id: NodeId) -> bool:
+        return node_id not in self._suspects and node_id not in self._failed
+
+    def _schedule_drop(self, now: float) -> None:
+        if not self._surplus:
+            self._drop_at = None
+        elif self._drop_at is None:
+            self._drop_at = now + DROP_INTERVAL_S
+
+    def _fire_drop(self, now: float) -> list[Effect]:
+        """Let one link go, but none before those that take its place are up."""
+        self._drop_at = None
+        effects: list[Effect] = []
+        for node_id in [each for each in self._surplus if each not in self._linked]:
+            effects += self._drop(node_id)
+        if all(each in self._linked for each in self._desired if self._is_fit(each)):
+            oldest = next(iter(self._surplus), None)
+            if oldest is not None:
+                effects += self._drop(oldest)
+        self._schedule_drop(now)
+        return effects
+
+    def _drop(self, node_id: NodeId) -> list[Effect]:
+        self._surplus.pop(node_id, None)
+        self._greeting.pop(node_id, None)
+        if node_id not in self._wanted:
+            return []
+        del self._wanted[node_id]
+        return [Unlink(node_id)]
