@@ -78,7 +78,8 @@ class DevCa:
             CredentialsError: a CA is there already, or the directory cannot be written.
         """
         directory = Path(directory)
-        NodeId.parse(f"spiffe://{trust_domain}/node/ca")
+        if NodeId.parse(f"spiffe://{trust_domain}/node/ca").trust_domain != trust_domain:
+            raise ConfigError(f"trust domain {trust_domain!r} must not contain '/'")
         _check_days(days)
         cert_path, key_path = directory / "ca.crt", directory / "ca.key"
         for path in (cert_path, key_path):
