@@ -46,6 +46,7 @@ from plumtree_quic.proto.effects import (
     Send,
 )
 from plumtree_quic.proto.missing import ANNOUNCED_IDS_MAX, DIGEST, Gap, Missing, StreamKey
+from plumtree_quic.proto.owed import Owed, OwedBatch
 from plumtree_quic.proto.seen import Intervals
 
 __all__ = ["Counters", "Plumtree"]
@@ -61,11 +62,15 @@ GAPS_MAX = 1_024
 # How far above the highest id seen an announcement may reach; a digest is asked for instead.
 AHEAD_IDS_MAX = 65_536
 HOP_MAX = 255
+# What fits one frame at 40 bytes each.
+IHAVE_ENTRIES_MAX = 1_024
 # What one graft frame may name and may be answered with.
 GRAFT_RANGES_MAX = 64
 GRAFT_ANSWER_BYTES_MAX = 1 << 20
 # The longest time for which a bundle is kept for grafts that may still come.
 REPAIR_S_MAX = 15.0
+# How long a peer that takes no more children is not asked to push. A guess.
+FULL_S = 10.0
 # Origins that are grafted at once when their parent's link goes down: four frames. The others
 # are grafted when something of them is announced.
 ORPHANS_MAX = 4 * GRAFT_RANGES_MAX
@@ -132,17 +137,6 @@ class _Link:
 
 
 @attrs.define(eq=False)
-class _Owed:
-    """An announcement that is due to the links in `mask` when the batch closes."""
-
-    key: StreamKey
-    first: int
-    last: int
-    hop: int
-    mask: int
-
-
-@attrs.define(eq=False)
 class _Origin:
     """The tree of one origin, as far as this node is concerned.
 
@@ -153,6 +147,7 @@ class _Origin:
     key: MemberKey
     pushes: int = 0
     full: int = 0
+    full_at: float = -inf
     started: bool = False
     parent: _Link | None = None
     challenger: _Link | None = None
@@ -178,7 +173,7 @@ class _Stream:
     origin: _Origin
     seen: Intervals = attrs.field(factory=Intervals)
     shelf: Shelf = attrs.field(factory=Shelf)
-    owed: list[_Owed] = attrs.field(factory=list)
+    owed: list[Owed] = attrs.field(factory=list)
     floor: int = 0
 
 
@@ -217,7 +212,7 @@ class Plumtree:
         self._missing = Missing(config.graft_timeout)
         # Whom we asked to push an origin of which nothing has come yet.
         self._hoped: dict[MemberKey, tuple[float, NodeId]] = {}
-        self._owed: list[_Owed] = []
+        self._owed = OwedBatch()
         self._owed_at: float | None = None
         # Peers to be asked for a digest, and when.
         self._digest_asks: dict[NodeId, float] = {}
@@ -255,8 +250,7 @@ class Plumtree:
         keep = ~link.bit
         self._all &= keep
         self._congested &= keep
-        for owed in self._owed:
-            owed.mask &= keep
+        self._owed.forget_link(link.bit)
         self._digest_asks.pop(peer, None)
         orphans: list[_Origin] = []
         for origin in self._origins.values():
@@ -426,7 +420,7 @@ class Plumtree:
                 )
         else:
             self.counters.tree_repairs_late += 1
-            self._settle_owed(stream, link.bit, bundle.first, bundle.last)
+            self._owed.settle(stream.owed, link.bit, bundle.first, bundle.last)
         if link.backlog:
             self._continue_backlog(link, now, effects)
         return effects
@@ -495,7 +489,11 @@ class Plumtree:
         """Keep, push and announce a bundle that was just delivered, except where it is known."""
         origin = stream.origin
         if not origin.started:
-            self._start_tree(origin, link, effects)
+            if repair:
+                # Announced, so its tree is there: others graft us if they lack it.
+                origin.started = True
+            else:
+                self._start_tree(origin, link, effects)
         origin.heard_at = now
         self.counters.tree_delivered += 1
         came_by = link.peer if link is not None and not repair else None
@@ -509,7 +507,12 @@ class Plumtree:
             effects.append(Push(peers, Gossip(hop + 1 if hop < HOP_MAX else HOP_MAX, bundle)))
         owed = self._all & ~(known | pushed)
         if owed:
-            self._owe(stream, bundle, hop, owed, now=now, effects=effects)
+            batch = self._owed
+            batch.owe(stream.owed, stream.key, (bundle.first, bundle.last), hop=hop, mask=owed)
+            if len(batch) >= self._config.ihave_batch_size:
+                self._flush_owed(effects)
+            elif self._owed_at is None:
+                self._owed_at = now + self._config.ihave_interval
 
     def _aim(self, origin: _Origin, mask: int) -> tuple[NodeId, ...]:
         origin.targets = tuple(link.peer for link in self._links.values() if link.bit & mask)
@@ -522,7 +525,7 @@ class Plumtree:
         """A second copy was pushed: by any link but the parent, that was one too many."""
         self.counters.tree_duplicates += 1
         if stream.owed:
-            self._settle_owed(stream, link.bit, bundle.first, bundle.last)
+            self._owed.settle(stream.owed, link.bit, bundle.first, bundle.last)
         origin = stream.origin
         if origin.parent is link:
             return
@@ -660,75 +663,19 @@ class Plumtree:
 
     # --- announcements that we owe --------------------------------------------------------------
 
-    def _owe(
-        self,
-        stream: _Stream,
-        bundle: Bundle,
-        hop: int,
-        mask: int,
-        *,
-        now: float,
-        effects: list[Effect],
-    ) -> None:
-        first, last = bundle.first, bundle.last
-        if stream.owed:
-            entry = stream.owed[-1]
-            if entry.last + 1 == first and entry.mask == mask and entry.hop == hop:
-                entry.last = last
-                return
-        entry = _Owed(stream.key, first, last, hop, mask)
-        stream.owed.append(entry)
-        self._owed.append(entry)
-        if self._owed_at is None:
-            self._owed_at = now + self._config.ihave_interval
-        if len(self._owed) >= self._config.ihave_batch_size:
-            self._flush_owed(effects)
-
-    def _settle_owed(self, stream: _Stream, bit: int, first: int, last: int) -> None:
-        """The link `bit` has first .. last: it is owed nothing of that."""
-        for entry in tuple(stream.owed):
-            if not entry.mask & bit or entry.first > last or entry.last < first:
-                continue
-            if entry.first < first:
-                self._split_owed(stream, entry, bit, entry.first, first - 1)
-            if entry.last > last:
-                self._split_owed(stream, entry, bit, last + 1, entry.last)
-            entry.mask &= ~bit
-
-    def _split_owed(self, stream: _Stream, entry: _Owed, bit: int, first: int, last: int) -> None:
-        rest = _Owed(entry.key, first, last, entry.hop, bit)
-        # Not at the end, where the next bundle looks for the entry that it continues.
-        stream.owed.insert(0, rest)
-        self._owed.append(rest)
-
     def _flush_owed(self, effects: list[Effect]) -> None:
         """Close the batch: each link gets what it is owed, in one frame."""
-        batch, self._owed = self._owed, []
-        self._owed_at = None
-        entries: list[tuple[int, Announcement]] = []
-        common = -1
-        union = 0
-        for owed in batch:
-            self._streams[owed.key].owed.clear()
-            if owed.mask:
-                origin, epoch = owed.key
-                entries.append(
-                    (owed.mask, Announcement(origin, epoch, owed.first, owed.last, owed.hop))
-                )
-                common &= owed.mask
-                union |= owed.mask
-        if not entries:
-            return
-        everything = IHave(tuple(entry for _, entry in entries))
+        batch, self._owed, self._owed_at = self._owed, OwedBatch(), None
+        for key in batch.streams():
+            stream = self._streams.get(key)
+            if stream is not None:
+                stream.owed.clear()
         for link in self._links.values():
-            bit = link.bit
-            if not union & bit:
-                continue
-            message = everything
-            if not common & bit:
-                message = IHave(tuple(entry for mask, entry in entries if mask & bit))
-            self.counters.announcements_sent += len(message.announcements)
-            effects.append(Send(link.peer, message))
+            announcements = batch.announcements(link.bit)
+            self.counters.announcements_sent += len(announcements)
+            for at in range(0, len(announcements), IHAVE_ENTRIES_MAX):
+                some = announcements[at : at + IHAVE_ENTRIES_MAX]
+                effects.append(Send(link.peer, IHave(some)))
 
     # --- announcements that we hear -------------------------------------------------------------
 
@@ -746,7 +693,7 @@ class Plumtree:
                 unseen = [(first, last)]
             else:
                 if stream.owed:
-                    self._settle_owed(stream, link.bit, first, last)
+                    self._owed.settle(stream.owed, link.bit, first, last)
                 if stream.seen.covers(first, last):
                     self._shorten(stream, link, entry, now, effects)
                     continue
@@ -846,8 +793,12 @@ class Plumtree:
         if origin is None:
             hoped = self._hoped.get(gap.key[0])
             return hoped is None or now - hoped[0] >= self._config.graft_timeout
-        if origin.full & link.bit or now - origin.promoted_at < self._config.graft_timeout:
+        if now - origin.promoted_at < self._config.graft_timeout:
             return False
+        if origin.full & link.bit:
+            if now - origin.full_at < FULL_S:
+                return False
+            origin.full = 0
         # A parent that went on pushing after this was announced has not failed.
         parent = origin.parent
         return parent is None or parent is link or origin.pushed_at < gap.since
@@ -926,6 +877,7 @@ class Plumtree:
         if message.reason is RefusedReason.FULL:
             if origin is not None:
                 origin.full |= link.bit
+                origin.full_at = now
         else:
             for first, last in message.ranges:
                 if message.reason is RefusedReason.BUSY:
@@ -1135,8 +1087,10 @@ class Plumtree:
     def _continue_backlog(self, link: _Link, now: float, effects: list[Effect]) -> None:
         """Take ranges out of a digest, at most sync.max_batch_size under way on one link."""
         missing = self._missing
-        room = self._config.sync.max_batch_size - missing.digest_ranges(link.peer)
-        if room <= 0:
+        batch = self._config.sync.max_batch_size
+        room = batch - missing.digest_ranges(link.peer)
+        if room * 2 < batch:
+            # A frame for each range that was answered would be over the other side's rate.
             return
         while link.backlog and room > 0:
             key, first, last = link.backlog.popleft()
@@ -1262,8 +1216,7 @@ class Plumtree:
         del self._streams[stream.key]
         self._cache.forget(stream.shelf)
         self._missing.forget(stream.key)
-        if stream.owed:
-            self._owed = [owed for owed in self._owed if owed.key != stream.key]
+        self._owed.forget(stream.owed)
 
     def _is_stale(self, key: StreamKey) -> bool:
         origin = self._origins.get(key[0])

@@ -436,6 +436,15 @@ def test_a_full_peer_still_serves_but_is_no_parent_and_is_not_asked_to_push_agai
     assert grafts(me.receive(P[2], ihave(3), 1.0)) == [(P[2], ((3, 3),), True)]
 
 
+def test_a_full_peer_may_be_asked_to_push_again_later():
+    me = up()
+    me.receive(P[0], Repair(1, bundle(1)), 0.0)
+    me.receive(P[1], GraftRefused(ORIGIN, 1, (), RefusedReason.FULL), 1.0)
+    assert grafts(me.receive(P[1], ihave(2), 10.0)) == [(P[1], ((2, 2),), False)]
+    me.receive(P[1], Repair(1, bundle(2)), 10.1)
+    assert grafts(me.receive(P[1], ihave(3), 11.1)) == [(P[1], ((3, 3),), True)]
+
+
 def test_at_most_one_promotion_per_origin_and_graft_timeout():
     me = up()
     me.receive(P[0], gossip(1), 0.0)
@@ -662,6 +671,28 @@ def test_a_graft_is_answered_with_each_bundle_that_is_held():
     assert refusals(effects) == []
 
 
+def test_x18_announcements_that_cut_ours_to_pieces_cost_a_bounded_list():
+    me = up(2)
+    grow(me)
+    me.receive(P[1], Prune((ORIGIN,)), 0.5)
+    for seq in range(2, 2000):
+        me.receive(P[0], gossip(seq), 1.0)
+    me.receive(P[1], IHave(tuple(ihave(n).announcements[0] for n in range(3, 2000, 2))), 1.0)
+    told = announced(me.advance(2.0))[P[1]]
+    assert len(told) <= 65
+    assert {n for a, b, _ in told for n in range(a, b + 1)} >= set(range(2, 2000, 2))
+
+
+def test_x18_prune_and_graft_in_turns_leave_no_state_behind():
+    me = up()
+    grow(me)
+    for n in range(500):
+        me.receive(P[1], Prune((ORIGIN,)), 1.0 + n)
+        me.receive(P[1], ask((1, 1), promote=True), 1.0 + n)
+    assert me.pushes(ORIGIN) == (P[1], P[2], P[3])
+    assert me.next_deadline() == pytest.approx(LAN.message_cache_ttl)
+
+
 def test_what_is_not_held_is_answered_gone():
     me = up()
     grow(me, count=3)
@@ -762,6 +793,13 @@ def test_a_repair_is_delivered_and_forwarded_like_a_first_copy():
     # P[0] was the parent until the graft; P[3] brought it.
     assert announced(me.advance(2.0)) == {P[0]: [(2, 2, 4)], P[2]: [(2, 2, 4)]}
     assert me.missing_count() == 0
+
+
+def test_an_origin_first_met_by_a_repair_is_announced_and_pushed_to_nobody():
+    me = up()
+    effects = me.receive(P[1], Repair(3, bundle(1)), 0.0)
+    assert (delivered(effects), pushed_to(effects)) == ([1], [])
+    assert set(announced(me.advance(1.0))) == {P[0], P[2], P[3]}
 
 
 def test_a_repair_is_no_duplicate_and_prunes_nobody():

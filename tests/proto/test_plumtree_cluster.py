@@ -11,8 +11,8 @@ from tests.rigs.broadcast import Net, key, node, random_mesh
 NAMES = [f"n{i:02}" for i in range(30)]
 
 
-def mesh(seed=0, *, links_each=6, latency_s=0.0, **overrides):
-    net = Net(PlumtreeConfig.lan(**overrides), seed=seed, latency_s=latency_s)
+def mesh(seed=0, *, links_each=6, latency_s=0.0, codec=False, **overrides):
+    net = Net(PlumtreeConfig.lan(**overrides), seed=seed, latency_s=latency_s, codec=codec)
     for name in NAMES:
         net.add(name)
     random_mesh(net, NAMES, links_each)
@@ -56,7 +56,7 @@ def test_a_burst_before_any_prune_is_delivered_once_everywhere():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_b07_links_and_a_relay_lost_mid_stream_lose_nothing(seed):
-    net = mesh(seed, latency_s=0.003)
+    net = mesh(seed, latency_s=0.003, codec=True)
     published = []
     for step in range(60):
         published.append(net.publish("n00"))
@@ -74,7 +74,7 @@ def test_b07_links_and_a_relay_lost_mid_stream_lose_nothing(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_partition_that_heals_is_filled_from_digests(seed):
-    net = mesh(seed, latency_s=0.002)
+    net = mesh(seed, latency_s=0.002, codec=True)
     net.publish("n00")
     net.publish("n20")
     net.run(1.0)
@@ -152,20 +152,25 @@ def test_b12_a_joiner_gets_everything_published_after_it_joined_and_nothing_befo
         net.publish("n00")
         net.publish("n01")
     net.run(1.0)
+    before = net.copies
+    duplicates = sum(core.stats()["tree_duplicates"] for core in net.cores.values())
     net.add("late")
     for peer in NAMES[5:11]:
         net.link("late", peer)
     net.run(1.0)
     assert net.delivered["late"] == []
+    assert net.copies == before
     published = []
     for _ in range(20):
         published.append(net.publish("n00"))
-        published.append(net.publish("n02"))
+        published.append(net.publish("n01"))
         net.run(0.02)
     net.run(2.0)
     assert Counter(net.delivered["late"]) == Counter(
         (b.origin, b.epoch, b.first) for b in published
     )
+    # A tree that exists takes the joiner in without being flooded again.
+    assert sum(core.stats()["tree_duplicates"] for core in net.cores.values()) == duplicates
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,4 @@
-"""Broadcast cores on links that only deliver, drop or end: virtual time, no codec, no signatures.
+"""Broadcast cores on links that only deliver, drop or end: virtual time, no signatures.
 
 `bundle` makes unsigned bundles of any origin; `Net` runs many cores and remembers what each did.
 """
@@ -9,10 +9,10 @@ from random import Random
 
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import MemberKey, NodeId, member_key
-from plumtree_quic.messages import Gossip, Repair
+from plumtree_quic.messages import LANE_OF, Gossip, Repair
 from plumtree_quic.proto.effects import Deliver, Push, Send
 from plumtree_quic.proto.plumtree import Plumtree
-from plumtree_quic.wire import build_bundle
+from plumtree_quic.wire import FRAME_BYTES_MAX, LinkDecoder, LinkEncoder, build_bundle
 
 
 def node(name: str) -> NodeId:
@@ -34,9 +34,12 @@ def core(name="me", *, config=None, seed=0, epoch=1):
 
 
 class Net:
-    """Cores by name. Frames of one link arrive in order, `latency_s` after they were sent."""
+    """Cores by name. Frames of one link arrive in order, `latency_s` after they were sent.
 
-    def __init__(self, config=None, *, seed=0, latency_s=0.0):
+    codec: every frame passes through the bytes that it would be on the wire.
+    """
+
+    def __init__(self, config=None, *, seed=0, latency_s=0.0, codec=False):
         self.config = config or PlumtreeConfig.lan()
         self.rng = Random(seed)
         self.latency_s = latency_s
@@ -47,6 +50,8 @@ class Net:
         self.copies = 0
         self.facts = []
         self.sent_hook = None
+        self.codec = codec
+        self._codecs = {}
         self._queue = []
         self._order = itertools.count()
         self._next = {}
@@ -107,6 +112,8 @@ class Net:
         assert link is not None, f"{name} sends to {peer}, to whom it has no link"
         if self.sent_hook is not None:
             self.sent_hook(name, peer, message)
+        if self.codec:
+            message = self._through_codec(name, peer, link[1], message)
         heapq.heappush(
             self._queue,
             (self.now + link[0], next(self._order), name, peer, message, link[1]),
@@ -136,6 +143,16 @@ class Net:
         """Let all frames arrive, with no time passing but theirs."""
         while self._queue:
             self._arrive()
+
+    def _through_codec(self, name, peer, generation, message):
+        encoder, decoder = self._codecs.setdefault(
+            (name, peer, generation), (LinkEncoder(), LinkDecoder())
+        )
+        body = b"".join(encoder.encode(message))
+        assert len(body) <= FRAME_BYTES_MAX
+        decoded = decoder.decode(LANE_OF[type(message)], body)
+        assert decoded == message
+        return decoded
 
     def _arrive(self):
         when, _, sender, receiver, message, generation = heapq.heappop(self._queue)
