@@ -2,8 +2,7 @@
 
 import os
 from pathlib import Path
-
-from typing_extensions import assert_type
+from typing import assert_type
 
 from plumtree_quic import (
     ConfigError,
