@@ -8,45 +8,50 @@ fails when one of them moves, and `engine.self_test` refuses to start when one s
 """
 
 import datetime
+import hmac
 from collections.abc import Callable
-from typing import Any
+from typing import NoReturn, cast
 
 import attrs
 from aioquic import tls
-from aioquic.buffer import Buffer
+from aioquic.buffer import Buffer, BufferReadError
+from aioquic.quic.connection import QuicConnectionError
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from plumtree_quic.ids import NodeId
 from plumtree_quic.security.credentials import Credentials
 from plumtree_quic.security.identity import (
-    CHAIN_BYTES_MAX,
-    CHAIN_CERTIFICATES_MAX,
     Alert,
     CheckFailed,
     check_chain,
     check_issuer_keys,
     check_key,
+    check_meant,
+    parse_certificates,
     parse_identity,
+    public_key_of,
 )
 
 __all__ = ["ALPN", "RELIES_ON", "HandshakePolicy", "MutualTlsContext", "Refused", "StepResult"]
 
 ALPN = "plumtree-quic/1"
 MESSAGE_BYTES_MAX = 32 * 1024
+_MESSAGE_HEADER_BYTES = 4
 
 RELIES_ON: tuple[tuple[type, str], ...] = tuple(
     (tls.Context, name)
     for name in (
         "handle_message",
         "_handle_reassembled_message",
-        "_set_peer_certificate",
         "_check_certificate_verify_signature",
+        "_client_send_hello",
+        "_client_handle_certificate_request",
         "_client_handle_certificate",
         "_client_handle_finished",
         "_server_handle_certificate",
         "_server_handle_finished",
+        "_set_state",
         "_signature_algorithms_for_private_key",
     )
 )
@@ -60,22 +65,21 @@ _SIGNATURE_ALGORITHMS = [
     tls.SignatureAlgorithm.RSA_PSS_RSAE_SHA384,
 ]
 
-# The encryption level at which each message may come (RFC 9001, section 4.1.3).
-_LEVEL_OF = {
-    tls.HandshakeType.CLIENT_HELLO: tls.Epoch.INITIAL,
-    tls.HandshakeType.SERVER_HELLO: tls.Epoch.INITIAL,
-    tls.HandshakeType.ENCRYPTED_EXTENSIONS: tls.Epoch.HANDSHAKE,
-    tls.HandshakeType.CERTIFICATE_REQUEST: tls.Epoch.HANDSHAKE,
-    tls.HandshakeType.CERTIFICATE: tls.Epoch.HANDSHAKE,
-    tls.HandshakeType.CERTIFICATE_VERIFY: tls.Epoch.HANDSHAKE,
-    tls.HandshakeType.FINISHED: tls.Epoch.HANDSHAKE,
+# The encryption level at which the next message comes in each state (RFC 9001, section 4.1.3).
+# In the two states that are missing nothing may come: not even a session ticket, since we never
+# say that we could use one.
+_LEVEL_IN = {
+    tls.State.CLIENT_EXPECT_SERVER_HELLO: tls.Epoch.INITIAL,
+    tls.State.CLIENT_EXPECT_ENCRYPTED_EXTENSIONS: tls.Epoch.HANDSHAKE,
+    tls.State.CLIENT_EXPECT_CERTIFICATE_REQUEST_OR_CERTIFICATE: tls.Epoch.HANDSHAKE,
+    tls.State.CLIENT_EXPECT_CERTIFICATE: tls.Epoch.HANDSHAKE,
+    tls.State.CLIENT_EXPECT_CERTIFICATE_VERIFY: tls.Epoch.HANDSHAKE,
+    tls.State.CLIENT_EXPECT_FINISHED: tls.Epoch.HANDSHAKE,
+    tls.State.SERVER_EXPECT_CLIENT_HELLO: tls.Epoch.INITIAL,
+    tls.State.SERVER_EXPECT_CERTIFICATE: tls.Epoch.HANDSHAKE,
+    tls.State.SERVER_EXPECT_CERTIFICATE_VERIFY: tls.Epoch.HANDSHAKE,
+    tls.State.SERVER_EXPECT_FINISHED: tls.Epoch.HANDSHAKE,
 }
-# After these the keys change, so nothing of the same flight may follow.
-_LAST_OF_KEYS = (
-    tls.HandshakeType.CLIENT_HELLO,
-    tls.HandshakeType.SERVER_HELLO,
-    tls.HandshakeType.FINISHED,
-)
 
 
 @attrs.frozen
@@ -109,11 +113,11 @@ class Refused(tls.Alert):
 
     def __init__(self, failed: CheckFailed) -> None:
         super().__init__(failed.reason)
-        self.description = failed.alert
+        self.description = tls.AlertDescription(failed.alert)
         self.failed = failed
 
 
-class MutualTlsContext(tls.Context):  # type: ignore[misc]
+class MutualTlsContext(tls.Context):
     """Both roles, one check. Made from aioquic's own context by `install`."""
 
     policy: HandshakePolicy
@@ -149,18 +153,19 @@ class MutualTlsContext(tls.Context):  # type: ignore[misc]
     def handle_message(self, input_data: bytes, output_buf: dict[tls.Epoch, Buffer]) -> None:
         """As the parent, but whatever goes wrong ends in an alert and nowhere else."""
         try:
-            super().handle_message(input_data, output_buf)
-            pending: bytes = self._receive_buffer
-            if len(pending) >= 4 and int.from_bytes(pending[1:4], "big") > MESSAGE_BYTES_MAX:
-                raise CheckFailed(1, Alert.DECODE_ERROR, "message too long")
+            if self.state is tls.State.CLIENT_HANDSHAKE_START:
+                self._client_send_hello(output_buf[tls.Epoch.INITIAL])
+            else:
+                self._take(input_data, output_buf)
         except CheckFailed as failed:
             self._fail(failed)
-        except Refused:
-            raise
         except tls.Alert as alert:
-            self._note_failure(
-                CheckFailed(self._next_step(), int(alert.description), _short(str(alert)))
-            )
+            self._fail(self._from_alert(int(alert.description)))
+        except BufferReadError:
+            self._fail(CheckFailed(1, Alert.DECODE_ERROR, "message does not parse"))
+        except QuicConnectionError as error:
+            # The transport parameters; they have close codes of their own.
+            self._note_failure(CheckFailed(2, Alert.HANDSHAKE_FAILURE, error.reason_phrase[:32]))
             raise
         except Exception as error:
             self._fail(
@@ -169,71 +174,82 @@ class MutualTlsContext(tls.Context):  # type: ignore[misc]
                 )
             )
 
-    def _handle_reassembled_message(
-        self, message_type: int, input_buf: Buffer, output_buf: dict[tls.Epoch, Buffer]
-    ) -> None:
-        level = _LEVEL_OF.get(message_type)  # type: ignore[call-overload]
-        if level is None or level is not self.level:
-            # NewSessionTicket comes here, too: we never asked for one.
-            raise CheckFailed(1, Alert.UNEXPECTED_MESSAGE, "message at the wrong level")
-        if message_type in _LAST_OF_KEYS and self._receive_buffer:
+    def _take(self, data: bytes, output_buf: dict[tls.Epoch, Buffer]) -> None:
+        self._check_level()
+        self._receive_buffer += data
+        while len(self._receive_buffer) >= _MESSAGE_HEADER_BYTES:
+            length = int.from_bytes(self._receive_buffer[1:_MESSAGE_HEADER_BYTES], "big")
+            if length > MESSAGE_BYTES_MAX:
+                raise CheckFailed(1, Alert.DECODE_ERROR, "message too long")
+            end = _MESSAGE_HEADER_BYTES + length
+            if len(self._receive_buffer) < end:
+                break
+            self._check_level()
+            message, self._receive_buffer = self._receive_buffer[:end], self._receive_buffer[end:]
+            self._handle_reassembled_message(message[0], Buffer(data=message), output_buf)
+        if self._receive_buffer and _LEVEL_IN.get(self.state) is not self.level:
             raise CheckFailed(1, Alert.UNEXPECTED_MESSAGE, "bytes across a key change")
-        super()._handle_reassembled_message(message_type, input_buf, output_buf)
+
+    def _check_level(self) -> None:
+        if _LEVEL_IN.get(self.state) is not self.level:
+            raise CheckFailed(1, Alert.UNEXPECTED_MESSAGE, "message at the wrong level")
+
+    def _from_alert(self, description: int) -> CheckFailed:
+        """Place an alert that aioquic raised itself; its text stays here."""
+        if description == Alert.NO_APPLICATION_PROTOCOL:
+            return CheckFailed(2, description, "application protocol")
+        if description == Alert.DECRYPT_ERROR:
+            return CheckFailed(13, description, "handshake was tampered with")
+        return CheckFailed(1, description, tls.AlertDescription(description).name[:32])
 
     # --- steps 2 to 5: the certificate list -----------------------------------------------------
 
+    def _client_handle_certificate_request(self, input_buf: Buffer) -> None:
+        super()._client_handle_certificate_request(input_buf)
+        request = cast(tls.CertificateRequest, self._certificate_request)
+        offered = request.signature_algorithms or ()
+        if not any(each in offered for each in self._signature_algorithms_for_private_key()):
+            # aioquic would send an empty Certificate, silently (B49).
+            raise CheckFailed(3, Alert.HANDSHAKE_FAILURE, "no scheme for our own key")
+
     def _client_handle_certificate(self, input_buf: Buffer) -> None:
-        self._pass(1)
         self._check_alpn()
         if self._certificate_request is None:
             # An acceptor that does not ask would take anybody.
             raise CheckFailed(3, Alert.HANDSHAKE_FAILURE, "no certificate request")
         self._pass(3)
-        self._check_list(input_buf)
-        super()._client_handle_certificate(input_buf)
+        self._take_certificates(input_buf)
+        self._set_state(tls.State.CLIENT_EXPECT_CERTIFICATE_VERIFY)
 
     def _server_handle_certificate(self, input_buf: Buffer) -> None:
-        self._pass(1)
         self._check_alpn()
-        self._check_list(input_buf)
-        super()._server_handle_certificate(input_buf)
+        self._take_certificates(input_buf)
+        self._set_state(tls.State.SERVER_EXPECT_CERTIFICATE_VERIFY)
 
     def _check_alpn(self) -> None:
         if self.alpn_negotiated != ALPN:
             raise CheckFailed(2, Alert.NO_APPLICATION_PROTOCOL, "application protocol")
         self._pass(2)
 
-    def _check_list(self, input_buf: Buffer) -> None:
-        listed = tls.pull_certificate(
-            Buffer(data=input_buf.data_slice(0, input_buf.capacity))
-        ).certificates
-        if not listed:
-            raise CheckFailed(4, Alert.CERTIFICATE_REQUIRED, "no certificate was sent")
-        if len(listed) > CHAIN_CERTIFICATES_MAX:
-            raise CheckFailed(4, Alert.BAD_CERTIFICATE, "too many certificates")
-        if sum(len(der) for der, _ in listed) > CHAIN_BYTES_MAX:
-            raise CheckFailed(4, Alert.BAD_CERTIFICATE, "certificates too long")
-
-    def _set_peer_certificate(self, certificate: Any) -> None:
-        try:
-            super()._set_peer_certificate(certificate)
-        except (tls.Alert, ValueError, TypeError) as error:
-            raise CheckFailed(4, Alert.BAD_CERTIFICATE, "certificate does not parse", str(error))
+    def _take_certificates(self, input_buf: Buffer) -> None:
+        sent = tls.pull_certificate(input_buf).certificates
+        leaf, *chain = parse_certificates([der for der, _extensions in sent])
+        self._peer_certificate, self._peer_certificate_chain = leaf, chain
         self._pass(4)
-        leaf: x509.Certificate = self._peer_certificate
-        try:
-            key = leaf.public_key()
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise CheckFailed(5, Alert.UNSUPPORTED_CERTIFICATE, "key type or size", str(error))
-        check_key(key)
-        check_issuer_keys(self._peer_certificate_chain)
+        # Before any signature is checked: a huge key burns CPU in the check itself.
+        check_key(public_key_of(leaf))
+        check_issuer_keys(chain)
         self._pass(5)
+        self._schedule().update_hash(input_buf.data)
+
+    def _schedule(self) -> tls.KeySchedule:
+        return cast(tls.KeySchedule, self.key_schedule)
 
     # --- steps 6 to 12: the signature, and then who it is -----------------------------------------
 
-    def _check_certificate_verify_signature(self, verify: Any) -> None:
-        key = self._peer_certificate.public_key()
-        if verify.algorithm not in _schemes_of(key):
+    def _check_certificate_verify_signature(self, verify: tls.CertificateVerify) -> None:
+        leaf = cast(x509.Certificate, self._peer_certificate)
+        if verify.algorithm not in _schemes_of(public_key_of(leaf)):
             raise CheckFailed(6, Alert.ILLEGAL_PARAMETER, "scheme does not fit the key")
         self._pass(6)
         try:
@@ -241,21 +257,16 @@ class MutualTlsContext(tls.Context):  # type: ignore[misc]
         except tls.Alert:
             raise CheckFailed(7, Alert.DECRYPT_ERROR, "signature does not verify")
         self._pass(7)
-        self._judge()
+        self._judge(leaf)
 
-    def _judge(self) -> None:
-        policy = self.policy
-        leaf: x509.Certificate = self._peer_certificate
-        anchors = policy.credentials.anchors
-        check_chain(leaf, self._peer_certificate_chain, anchors, policy.wall())
+    def _judge(self, leaf: x509.Certificate) -> None:
+        policy, ours = self.policy, self.policy.credentials
+        check_chain(leaf, self._peer_certificate_chain, ours.anchors, policy.wall())
         self._pass(8)
         self._pass(9)
-        peer = parse_identity(leaf, policy.credentials.trust_domain)
+        peer = parse_identity(leaf, ours.trust_domain)
         self._pass(10)
-        if peer == policy.credentials.node_id:
-            raise CheckFailed(12, Alert.ACCESS_DENIED, "that is our own identity", peer)
-        if policy.expected is not None and peer != policy.expected:
-            raise CheckFailed(12, Alert.ACCESS_DENIED, "not the identity we dialled", peer)
+        check_meant(peer, ours.node_id, policy.expected)
         if not policy.admit(peer):
             raise CheckFailed(12, Alert.ACCESS_DENIED, "not admitted", peer)
         self._pass(12)
@@ -265,22 +276,23 @@ class MutualTlsContext(tls.Context):  # type: ignore[misc]
     # --- step 13: the second lock on the same door ------------------------------------------------
 
     def _client_handle_finished(self, input_buf: Buffer, output_buf: Buffer) -> None:
-        self._check_door()
-        offered = self._certificate_request.signature_algorithms
-        if not any(each in offered for each in self._signature_algorithms_for_private_key()):
-            # aioquic would send an empty Certificate, silently.
-            raise CheckFailed(13, Alert.HANDSHAKE_FAILURE, "no scheme for our own key")
+        self._check_finished(input_buf, self._schedule().finished_verify_data(self._dec_key or b""))
         super()._client_handle_finished(input_buf, output_buf)
         self._pass(13)
 
     def _server_handle_finished(self, input_buf: Buffer, output_buf: Buffer) -> None:
-        self._check_door()
+        self._check_finished(input_buf, self._expected_verify_data)
         super()._server_handle_finished(input_buf, output_buf)
         self._pass(13)
 
-    def _check_door(self) -> None:
+    def _check_finished(self, input_buf: Buffer, expected: bytes) -> None:
         if self.peer_id is None or self._session_resumed or self.early_data_accepted:
             raise CheckFailed(13, Alert.HANDSHAKE_FAILURE, "finished without an identity")
+        at = input_buf.tell()
+        if not hmac.compare_digest(tls.pull_finished(input_buf).verify_data, expected):
+            raise CheckFailed(13, Alert.DECRYPT_ERROR, "handshake was tampered with")
+        input_buf.seek(at)
+        self._pass(1)
 
     # --- the report -----------------------------------------------------------------------------
 
@@ -293,7 +305,7 @@ class MutualTlsContext(tls.Context):  # type: ignore[misc]
             self.failure = failed
             self.report.append(StepResult(failed.step, False, failed.reason))
 
-    def _fail(self, failed: CheckFailed) -> None:
+    def _fail(self, failed: CheckFailed) -> NoReturn:
         self._note_failure(failed)
         raise Refused(failed)
 

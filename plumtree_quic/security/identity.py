@@ -7,12 +7,14 @@ detail.
 """
 
 import datetime
+import warnings
 from collections.abc import Sequence
 
 import attrs
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
@@ -24,13 +26,17 @@ __all__ = [
     "CHAIN_CERTIFICATES_MAX",
     "CHAIN_DEPTH_MAX",
     "CHECKS",
+    "OWN_IDENTITY",
     "Alert",
     "Check",
     "CheckFailed",
     "check_chain",
     "check_issuer_keys",
     "check_key",
+    "check_meant",
+    "parse_certificates",
     "parse_identity",
+    "public_key_of",
 ]
 
 CHAIN_CERTIFICATES_MAX = 4
@@ -38,6 +44,9 @@ CHAIN_BYTES_MAX = 16_384
 CHAIN_DEPTH_MAX = 2
 RSA_BITS_MIN = 2048
 RSA_BITS_MAX = 4096
+OWN_IDENTITY = "that is our own identity"
+"""Reason of step 12 when a peer shows our own NodeId: a dial to ourselves, or a copied key."""
+
 # A clock that is a little behind its CA's must not refuse a fresh certificate.
 NOT_BEFORE_GRACE = datetime.timedelta(seconds=60)
 
@@ -106,6 +115,30 @@ class CheckFailed(Exception):
         self.detail = detail
 
 
+def parse_certificates(ders: Sequence[bytes]) -> list[x509.Certificate]:
+    """Step 4: the certificates that a peer sent, leaf first. Raises CheckFailed.
+
+    At most four of them, of 16 KiB in all; a certificate that the parser merely tolerates (a
+    serial number below 1, for one) is refused like one that it cannot read.
+    """
+    if not ders:
+        raise CheckFailed(4, Alert.CERTIFICATE_REQUIRED, "no certificate was sent")
+    if len(ders) > CHAIN_CERTIFICATES_MAX or sum(map(len, ders)) > CHAIN_BYTES_MAX:
+        raise CheckFailed(4, Alert.BAD_CERTIFICATE, "certificate list is too long")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", CryptographyDeprecationWarning)
+            certificates = [x509.load_der_x509_certificate(der) for der in ders]
+            for each in certificates:
+                # Extensions are parsed when they are first read; all must be readable.
+                _ = each.extensions, each.not_valid_before_utc, each.not_valid_after_utc
+    except (ValueError, TypeError, x509.DuplicateExtension, UnsupportedAlgorithm) as error:
+        raise CheckFailed(4, Alert.BAD_CERTIFICATE, "certificate does not parse", str(error))
+    except (CryptographyDeprecationWarning, x509.InvalidVersion) as error:
+        raise CheckFailed(4, Alert.BAD_CERTIFICATE, "certificate is malformed", str(error))
+    return certificates
+
+
 def check_key(public_key: object) -> None:
     """Step 5 for a node's key: P-256, P-384, Ed25519 or RSA 2048 to 4096. Raises CheckFailed.
 
@@ -126,7 +159,7 @@ def check_key(public_key: object) -> None:
 def check_issuer_keys(chain: Sequence[x509.Certificate]) -> None:
     """Step 5 for intermediates: EC up to P-521, or RSA 2048 to 4096. Raises CheckFailed."""
     for cert in chain:
-        key = _public_key(cert)
+        key = public_key_of(cert)
         match key:
             case ec.EllipticCurvePublicKey() if isinstance(
                 key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1
@@ -238,7 +271,20 @@ def parse_identity(leaf: x509.Certificate, trust_domain: str | None) -> NodeId:
     return node_id
 
 
-def _public_key(cert: x509.Certificate) -> object:
+def check_meant(node_id: NodeId, own: NodeId, expected: NodeId | None) -> None:
+    """Step 12, first half: not ourselves, and whom we meant to dial if we meant somebody.
+
+    Raises:
+        CheckFailed: with OWN_IDENTITY as reason for our own NodeId.
+    """
+    if node_id == own:
+        raise CheckFailed(12, Alert.ACCESS_DENIED, OWN_IDENTITY)
+    if expected is not None and node_id != expected:
+        raise CheckFailed(12, Alert.ACCESS_DENIED, "not the identity we dialled", node_id)
+
+
+def public_key_of(cert: x509.Certificate) -> object:
+    """The public key of `cert`; the parser's error if it knows no such key (check_key refuses)."""
     try:
         return cert.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
