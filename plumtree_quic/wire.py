@@ -16,6 +16,7 @@ A bundle's body is, for each message, ``varint topic index | varint length | pay
 one zstd frame when the header says so. Varints are QUIC's (RFC 9000, section 16).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,7 +99,8 @@ BUNDLE_BYTES_MAX = 65_536 + 1_024
 BUNDLE_MESSAGES_MAX = 1_024
 FRAME_BYTES_MAX = 65_536 + 2_048
 HELLO_BYTES_MAX = 16_384
-RECORD_BYTES_MAX = 8_192
+# Two records (its own and `yours`) fit a hello.
+RECORD_BYTES_MAX = 8_000
 RECORDS_FRAME_BYTES_MAX = 61_440
 FACT_BYTES_MAX = 640
 TOPIC_BYTES_MAX = 255
@@ -121,6 +123,9 @@ MILLISECONDS_MAX = (1 << 48) - 1
 HOP_MAX = 255
 # A zstd window never needs to be larger than the largest body; a larger one is a memory bomb.
 ZSTD_WINDOW_BYTES_MAX = 1 << 17
+
+# Control characters, line and paragraph ends, marks and overrides of writing direction.
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 # Type bytes; the high nibble is the lane, datagrams are 0x7_.
 _HELLO, _CREDIT, _WANTED, _FACTS, _GOODBYE = 0x01, 0x02, 0x03, 0x04, 0x05
@@ -192,21 +197,21 @@ def _unpack_array(data: bytes, fields_min: int) -> tuple[Any, ...]:
         raise
     except (ValueError, msgpack.UnpackException, RecursionError, OverflowError):
         raise WireError("not a well-formed array")
-    if not isinstance(value, tuple) or len(value) < fields_min:
+    # An extension of no bytes comes as ExtType, which is a tuple too.
+    if type(value) is not tuple or len(value) < fields_min:
         raise WireError("not an array, or fields are missing")
-    if len(value) > fields_min:
-        # What we know is flat or checked item by item; what a newer minor appended is not.
-        _check_nesting(value, NESTING_MAX)
+    for item in value:
+        if type(item) is tuple:
+            _check_nesting(item, NESTING_MAX - 1)
     return value
 
 
-def _check_nesting(value: object, levels: int) -> None:
-    if isinstance(value, tuple):
-        if levels == 0:
-            raise WireError(f"nested deeper than {NESTING_MAX}")
-        for item in value:
-            if isinstance(item, tuple):
-                _check_nesting(item, levels - 1)
+def _check_nesting(value: tuple[Any, ...], levels: int) -> None:
+    if levels == 0:
+        raise WireError(f"nested deeper than {NESTING_MAX}")
+    for item in value:
+        if type(item) is tuple:
+            _check_nesting(item, levels - 1)
 
 
 def _integer(value: object, low: int, high: int) -> int:
@@ -217,6 +222,12 @@ def _integer(value: object, low: int, high: int) -> int:
 
 def _binary(value: object, low: int, high: int) -> bytes:
     if type(value) is not bytes or not low <= len(value) <= high:
+        raise WireError("a byte string is of the wrong type or length")
+    return value
+
+
+def _empty_or_16(value: object) -> bytes:
+    if type(value) is not bytes or len(value) not in (0, 16):
         raise WireError("a byte string is of the wrong type or length")
     return value
 
@@ -243,7 +254,8 @@ def _text(value: object, bytes_max: int) -> str:
 
 
 def check_text(text: str, bytes_max: int) -> str:
-    """Return `text` when it is UTF-8 of at most `bytes_max` bytes without control characters.
+    """Return `text` when it is UTF-8 of at most `bytes_max` bytes without characters that change
+    how the text around them is shown (control characters, line ends, writing direction).
 
     Raises:
         ConfigError: it is not; both ends apply the same rule.
@@ -254,17 +266,13 @@ def check_text(text: str, bytes_max: int) -> str:
         raise ConfigError("text is not valid Unicode")
     if size > bytes_max:
         raise ConfigError(f"text is {size} bytes long, the limit is {bytes_max}")
-    if any(c < " " or "\x7f" <= c < "\xa0" for c in text):
+    if _INVISIBLE.search(text):
         raise ConfigError("text contains control characters")
     return text
 
 
 def _key(value: object) -> MemberKey:
     return MemberKey(_binary(value, 16, 16))
-
-
-def _keys(value: object, high: int) -> tuple[MemberKey, ...]:
-    return tuple(_key(item) for item in _array(value, high))
 
 
 def _epoch(value: object) -> int:
@@ -322,7 +330,11 @@ def build_record(
     signed_at: int = 0,
     sign: Sign = _no_signature,
 ) -> Record:
-    """Make and encode a record about ourselves; `raw` is what travels and what is passed on."""
+    """Make and encode a record about ourselves; `raw` is what travels and what is passed on.
+
+    Raises:
+        ConfigError: others would refuse it; the message says why.
+    """
     signed = _pack(
         (
             str(node_id),
@@ -338,7 +350,10 @@ def build_record(
             signed_at,
         )
     )
-    return parse_record(_pack((signed, sign(signed, b""))))
+    try:
+        return parse_record(_pack((signed, sign(signed, b""))))
+    except WireError as error:
+        raise ConfigError(f"our own record cannot be sent ({error}): shorten chain, meta, zone")
 
 
 def parse_record(raw: bytes) -> Record:
@@ -363,7 +378,7 @@ def parse_record(raw: bytes) -> Record:
             for item in _array(fields[7], CHAIN_CERTIFICATES_MAX)
         ),
         algorithm=_signature_algorithm(fields[8]),
-        key_id=_binary(fields[9], 0, 16),
+        key_id=_empty_or_16(fields[9]),
         signed_at=_integer(fields[10], 0, MILLISECONDS_MAX),
         signature=signature,
         raw=raw,
@@ -407,7 +422,7 @@ def _parse_fact(raw: object) -> Fact:
         state=state,
         signer=_key(fields[4]),
         algorithm=_signature_algorithm(fields[5]),
-        key_id=_binary(fields[6], 0, 16),
+        key_id=_empty_or_16(fields[6]),
         signed_at=_integer(fields[7], 0, MILLISECONDS_MAX),
         signature=signature,
         raw=blob,
@@ -545,7 +560,7 @@ def parse_bundle(raw: bytes) -> Bundle:
         compression=compression,
         body_bytes=body_bytes,
         algorithm=_signature_algorithm(fields[10]),
-        key_id=_binary(fields[11], 0, 16),
+        key_id=_empty_or_16(fields[11]),
         signed_at=_integer(fields[12], 0, MILLISECONDS_MAX),
         signature=signature,
         body_at=signature_end,
@@ -603,9 +618,9 @@ def encode(message: Message) -> bytes:
     """
     match message:
         case Gossip(hop, bundle):
-            return bytes((_GOSSIP, hop)) + bundle.raw
+            return bytes((_GOSSIP, min(hop, HOP_MAX))) + bundle.raw
         case Repair(hop, bundle):
-            return bytes((_REPAIR, hop)) + bundle.raw
+            return bytes((_REPAIR, min(hop, HOP_MAX))) + bundle.raw
         case Credit(consumed):
             return bytes((_CREDIT,)) + b"".join(
                 bytes((lane,)) + varint(count) for lane, count in consumed
@@ -801,7 +816,7 @@ def _decode_hello(body: bytes) -> Hello:
         datagram_bytes_max=_integer(fields[5], 1_200, 65_527),
         link_id=_binary(fields[6], 16, 16),
         wanted=_flag(fields[7]),
-        replaces=_binary(fields[8], 0, 16),
+        replaces=_empty_or_16(fields[8]),
         yours=parse_record(yours) if yours else None,
     )
 
@@ -845,15 +860,15 @@ class LinkEncoder:
         """Return the frame's body as parts to be written one behind the other, uncopied."""
         match message:
             case Gossip(hop, bundle):
-                return (bytes((_GOSSIP, hop)), bundle.raw)
+                return (bytes((_GOSSIP, min(hop, HOP_MAX))), bundle.raw)
             case Repair(hop, bundle):
-                return (bytes((_REPAIR, hop)), bundle.raw)
+                return (bytes((_REPAIR, min(hop, HOP_MAX))), bundle.raw)
             case IHave(announcements):
                 out = bytearray((_IHAVE,))
                 for entry in announcements:
                     self._push_origin(out, Lane.IHAVE, entry.origin, entry.epoch)
                     out += varint(entry.first) + varint(entry.last - entry.first)
-                    out.append(entry.hop)
+                    out.append(min(entry.hop, HOP_MAX))
                 return (bytes(out),)
             case Digest(rows):
                 out = bytearray((_DIGEST, message.last | message.answer << 1))
