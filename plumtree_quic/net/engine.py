@@ -10,7 +10,6 @@ packets never sent end the connection, and close reasons are short and fixed.
 """
 
 import datetime
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -20,15 +19,15 @@ from aioquic.buffer import Buffer
 from aioquic.quic import connection as quic
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.recovery import QuicPacketRecovery
 
-from plumtree_quic.errors import ConfigError
+from plumtree_quic.errors import ConfigError, LinkError, LocalProtocolError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.net.tls import ALPN, HandshakePolicy, MutualTlsContext, StepResult
 from plumtree_quic.net.tls import RELIES_ON as TLS_RELIES_ON
 from plumtree_quic.security.credentials import Credentials
-from plumtree_quic.security.identity import CheckFailed
+from plumtree_quic.security.identity import Alert, CheckFailed
 
 __all__ = [
     "CONNECTION_ID_BYTES",
@@ -37,6 +36,7 @@ __all__ = [
     "RELIES_ON",
     "AioquicEngine",
     "Engine",
+    "EngineFailed",
     "EngineSettings",
     "PathStats",
     "accept",
@@ -44,14 +44,15 @@ __all__ = [
     "self_test",
 ]
 
-# aioquic logs peer text and whole tracebacks per packet; our own events replace that.
-logging.getLogger("quic").setLevel(logging.CRITICAL)
-
 CONNECTION_ID_BYTES = 8
 HANDSHAKE_PACKET_BYTES = 1_200
 DATAGRAM_PAYLOAD_BYTES_MAX = 1_100
 DATAGRAM_FRAME_BYTES_MAX = 1_200
 REASON_BYTES_MAX = 32
+
+RETRY_TOKEN_BYTES_MAX = 256
+STREAM_BUFFER_BYTES_MAX = 4 * 1024 * 1024
+DATAGRAMS_PENDING_MAX = 256
 
 CRYPTO_AHEAD_BYTES_MAX = 32 * 1024
 CRYPTO_BYTES_MAX = 64 * 1024
@@ -62,10 +63,15 @@ ADDRESS_CHANGES_PER_MINUTE_MAX = 4
 PEER_ACK_DELAY_S_MAX = 0.1
 KEY_UPDATE_PACKETS = 1 << 20
 KEY_UPDATE_S = 3_600.0
+_TABLES_CHECKED_EVERY = 64
+# Datagrams between two looks at the tables that a peer can grow.
 # Acknowledge at once when so many packets are unacknowledged, else after ACK_DELAY_S: fewer
 # wake-ups at low rate, an open congestion window at high rate (RFC 9000, section 13.2.2).
 ACK_EVERY_PACKETS = 8
-ACK_DELAY_S = 0.005
+_PADDING_TYPE = b"\x7f"
+_PROBE_HEADROOM_BYTES = 48
+# The delay stays below the 25 ms that aioquic announces.
+ACK_DELAY_S = 0.01
 
 RELIES_ON: tuple[tuple[type, str], ...] = (
     *TLS_RELIES_ON,
@@ -73,15 +79,42 @@ RELIES_ON: tuple[tuple[type, str], ...] = (
         (quic.QuicConnection, name)
         for name in (
             "_initialize",
-            "_handle_crypto_frame",
             "_handle_ack_frame",
+            "_handle_connection_close_frame",
+            "_handle_crypto_frame",
+            "_on_connection_limit_delivery",
+            "_on_max_stream_data_delivery",
+            "_get_or_create_stream_for_send",
             "_parse_transport_parameters",
+            "_receive_retry_packet",
+            "_write_ack_frame",
+            "_write_application",
             "_write_connection_limits",
+            "_write_datagram_frame",
+            "_write_ping_frame",
+            "_write_stream_frame",
             "_write_stream_limits",
         )
     ),
+    *((QuicPacketRecovery, name) for name in ("on_ack_received", "_on_packets_lost")),
 )
-"""Methods of aioquic that this package overrides, checked against 1.7.2."""
+"""Methods of aioquic that this package overrides or calls, checked against 1.7.2."""
+
+
+class EngineFailed(LinkError):
+    """aioquic failed in a way that it does not foresee; the connection must be dropped by hand.
+
+    Nothing more may be asked of that engine: it can neither close nor time out by itself.
+    """
+
+
+class _Silence:
+    """In place of aioquic's logger, which writes peer text and a line per packet (B23)."""
+
+    def debug(self, *_: Any) -> None: ...  # noqa: D102
+    def info(self, *_: Any) -> None: ...  # noqa: D102
+    def warning(self, *_: Any) -> None: ...  # noqa: D102
+    def error(self, *_: Any) -> None: ...  # noqa: D102
 
 
 @attrs.frozen(kw_only=True)
@@ -197,6 +230,7 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
         self._known_address: Address | None = None
         self._received_since_ack = 0
         self._ack_only = 0
+        self._size_probes: list[tuple[int, int]] = []
         self._fresh_at = 0.0
         self._keyed_at: float | None = None
         self._keyed_packets = 0
@@ -298,7 +332,18 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
         self._max_datagram_size = size
         self._loss._cc._max_datagram_size = size
         self._loss._pacer._max_datagram_size = size
-        self._loss._cc.congestion_window = max(self._loss._cc.congestion_window, 10 * size)
+        # RFC 9002, section 7.2: the initial window for this packet size.
+        initial = min(10 * size, max(14_720, 2 * size))
+        self._loss._cc.congestion_window = max(self._loss._cc.congestion_window, initial)
+
+    def probe_packet_size(self, size: int, uid: int) -> None:
+        """Send one padded packet of about `size` bytes; PingAcknowledged(uid) says it passed."""
+        self._size_probes.append((size, uid))
+
+    @property
+    def large_losses(self) -> int:
+        """Packets above 1,200 bytes that were lost since one was last acknowledged."""
+        return int(self._loss.lost_large_in_a_row)
 
     def rekey(self) -> None:
         """Update the packet protection keys (RFC 9001, section 6)."""
@@ -363,9 +408,29 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
             if space.ack_at is not None and self._received_since_ack >= ACK_EVERY_PACKETS:
                 space.ack_at = now
         datagrams: list[tuple[bytes, Address]] = super().datagrams_to_send(now)
+        if self._size_probes and self._handshake_confirmed and not self.ended:
+            datagrams += self._send_size_probe(now)
         if datagrams:
             self._after_send(datagrams, now)
         return datagrams
+
+    def _send_size_probe(self, now: float) -> list[tuple[bytes, Address]]:
+        if self._datagrams_pending or self._loss.bytes_in_flight:
+            return []
+        size, uid = self._size_probes.pop(0)
+        usual, window = self._max_datagram_size, self._loss._cc.congestion_window
+        self._max_datagram_size = size
+        self._loss._cc.congestion_window = max(window, size)
+        # An unknown datagram type is ignored by the other side, and acknowledged by its engine.
+        self._datagrams_pending.append(_PADDING_TYPE + bytes(size - _PROBE_HEADROOM_BYTES))
+        self.send_ping(uid)
+        try:
+            sent: list[tuple[bytes, Address]] = super().datagrams_to_send(now)
+        finally:
+            self._max_datagram_size = usual
+            self._loss._cc.congestion_window = window
+            self._datagrams_pending.clear()
+        return sent
 
     def _after_send(self, datagrams: list[tuple[bytes, Address]], now: float) -> None:
         self._received_since_ack = 0

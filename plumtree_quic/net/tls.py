@@ -101,7 +101,7 @@ class HandshakePolicy:
 
 @attrs.frozen
 class StepResult:
-    """What became of one step of the check. reason is empty when it passed."""
+    """What became of one step of the check. reason: why it failed, or a remark on a pass."""
 
     step: int
     passed: bool
@@ -141,6 +141,8 @@ class MutualTlsContext(tls.Context):
         context._request_client_certificate = not context._is_client
         context._signature_algorithms = list(_SIGNATURE_ALGORITHMS)
         context._verify_mode = 0  # ssl.CERT_NONE: we judge, aioquic does not
+        # One group that is fast and one that is everywhere: each costs a key pair a handshake.
+        context._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]
         # No resumption, no early data: both would skip the certificates.
         context.session_ticket = None
         context.get_session_ticket_cb = None
@@ -165,7 +167,7 @@ class MutualTlsContext(tls.Context):
             self._fail(CheckFailed(1, Alert.DECODE_ERROR, "message does not parse"))
         except QuicConnectionError as error:
             # The transport parameters; they have close codes of their own.
-            self._note_failure(CheckFailed(2, Alert.HANDSHAKE_FAILURE, error.reason_phrase[:32]))
+            self.note_failure(CheckFailed(2, Alert.HANDSHAKE_FAILURE, error.reason_phrase[:32]))
             raise
         except Exception as error:
             self._fail(
@@ -266,6 +268,7 @@ class MutualTlsContext(tls.Context):
         self._pass(9)
         peer = parse_identity(leaf, ours.trust_domain)
         self._pass(10)
+        self._pass(11, "no list of revoked certificates")
         check_meant(peer, ours.node_id, policy.expected)
         if not policy.admit(peer):
             raise CheckFailed(12, Alert.ACCESS_DENIED, "not admitted", peer)
@@ -296,17 +299,17 @@ class MutualTlsContext(tls.Context):
 
     # --- the report -----------------------------------------------------------------------------
 
-    def _pass(self, step: int) -> None:
-        if not any(result.step == step for result in self.report):
-            self.report.append(StepResult(step, True))
+    def _pass(self, step: int, remark: str = "") -> None:
+        self.report.append(StepResult(step, True, remark))
 
-    def _note_failure(self, failed: CheckFailed) -> None:
+    def note_failure(self, failed: CheckFailed) -> None:
+        """Remember the first step that failed, for the log and for `connect`."""
         if self.failure is None:
             self.failure = failed
             self.report.append(StepResult(failed.step, False, failed.reason))
 
     def _fail(self, failed: CheckFailed) -> NoReturn:
-        self._note_failure(failed)
+        self.note_failure(failed)
         raise Refused(failed)
 
     def _next_step(self) -> int:

@@ -1,0 +1,627 @@
+"""Link: one authenticated connection with lanes, credit and datagrams. Sans-IO.
+
+A link turns engine events into messages and messages into stream data. Which of several links to
+a peer is used, and when to dial, is endpoint.py's business; what messages mean is proto's.
+
+Life of a link::
+
+    DIALLING --> GREETING --> UP --> DRAINING --> CLOSING --> CLOSED
+        \\____________\\_________\\__________________/^
+
+GREETING is a state because a dialler has finished its handshake before the acceptor has judged
+it: nothing but hello is sent until the other side's hello is here.
+"""
+
+import datetime
+import os
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+import attrs
+
+from plumtree_quic import wire
+from plumtree_quic.errors import WireError
+from plumtree_quic.ids import NodeId
+from plumtree_quic.messages import Ack, Credit, Goodbye, Hello, Lane, Message, Ping, Wanted
+from plumtree_quic.net.engine import (
+    DATAGRAM_PAYLOAD_BYTES_MAX,
+    EVENTS,
+    HANDSHAKE_PACKET_BYTES,
+    AioquicEngine,
+    PathStats,
+)
+from plumtree_quic.net.events import DatagramReceived, Event, Fresh, Received, Writable
+from plumtree_quic.net.framing import FRAME_BYTES_MAX_OF, FrameReader, frame
+from plumtree_quic.net.settings import NetSettings
+
+__all__ = ["CloseCode", "Link", "LinkState"]
+
+Address = tuple[str, int]
+
+SMALL_LANE_WINDOW = 131_072
+CONTROL_BACKLOG_BYTES_MAX = 1 << 20
+BACKLOG_BYTES_MAX = 4 << 20
+EARLY_BYTES_MAX = 1 << 20
+DATAGRAMS_MAX = 256
+FRESH_EVERY_S = 0.1
+PACKET_PROBES = 2
+LARGE_LOSSES_MAX = 3
+_PROBE_UID = 1_000
+_INCUMBENT_UID = 7
+
+
+class CloseCode:
+    """Application close codes (sent in CONNECTION_CLOSE)."""
+
+    GOING_AWAY = 0x10
+    DUPLICATE_LINK = 0x11
+    CERT_EXPIRED = 0x12
+    CERT_REVOKED = 0x13
+    IDENTITY_MISMATCH = 0x14
+    PROTOCOL_ERROR = 0x15
+    LIMIT_EXCEEDED = 0x16
+    OVERLOADED = 0x17
+    WRONG_CLUSTER = 0x18
+    VERSION = 0x19
+
+
+class LinkState(Enum):
+    """Where a link is in its life."""
+
+    DIALLING = "dialling"
+    GREETING = "greeting"
+    UP = "up"
+    DRAINING = "draining"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+_MOVES: dict[LinkState, tuple[LinkState, ...]] = {
+    LinkState.DIALLING: (LinkState.GREETING, LinkState.CLOSING, LinkState.CLOSED),
+    LinkState.GREETING: (LinkState.UP, LinkState.CLOSING, LinkState.CLOSED),
+    LinkState.UP: (LinkState.DRAINING, LinkState.CLOSING, LinkState.CLOSED),
+    LinkState.DRAINING: (LinkState.CLOSING, LinkState.CLOSED),
+    LinkState.CLOSING: (LinkState.CLOSED,),
+    LinkState.CLOSED: (),
+}
+
+
+@attrs.define
+class _LaneOut:
+    """One lane that we write. sent and consumed count frame bytes since the link began."""
+
+    lane: Lane
+    stream_id: int
+    window: int
+    queue: deque[bytes] = attrs.field(factory=deque)
+    queued: int = 0
+    sent: int = 0
+    consumed: int = 0
+    starved: bool = False
+
+    @property
+    def room(self) -> int:
+        return self.window - (self.sent - self.consumed) - self.queued
+
+
+@attrs.define
+class _LaneIn:
+    """One lane that the peer writes."""
+
+    lane: Lane
+    window: int
+    reader: FrameReader
+    consumed: int = 0
+    granted: int = 0
+    held: bool = False
+
+
+class Link:
+    """One connection to one peer.
+
+    Attributes:
+        peer: the identity that its certificate proved; set when the handshake is complete.
+        hello: the peer's hello; set when greeted.
+        dialled: whether this side dialled.
+        address: where its packets go.
+        context: free for the driver.
+    """
+
+    def __init__(
+        self,
+        engine: AioquicEngine,
+        settings: NetSettings,
+        *,
+        dialled: bool,
+        address: Address,
+        expected: NodeId | None,
+        wall: Callable[[], datetime.datetime],
+        now: float,
+    ) -> None:
+        self.engine = engine
+        self.dialled = dialled
+        self.address = address
+        self.expected = expected
+        self.context: object = None
+        self.state = LinkState.DIALLING if dialled else LinkState.GREETING
+        self.link_id = b""
+        self.hello: Hello | None = None
+        self.peer_wants = False
+        self.close_code = 0
+        self.close_reason = ""
+        self.closed_by_peer = False
+        self.announced = False
+        self.peer_goodbye = False
+        self.alert: int | None = None
+        self.connection_ids: set[bytes] = set()
+        self._settings = settings
+        self._wall = wall
+        self._peer: NodeId | None = None
+        self._own_hello: Hello | None = None
+        self._encoder = wire.LinkEncoder()
+        self._decoder = wire.LinkDecoder()
+        first_stream = 2 if dialled else 3
+        self._out = [
+            _LaneOut(lane, first_stream + 4 * lane, self._window_of(lane)) for lane in Lane
+        ]
+        self._in: dict[int, _LaneIn] = {}
+        self._held: dict[Lane, bool] = {}
+        self._early: list[tuple[int, bytes]] = []
+        self._early_bytes = 0
+        self._pinged_until = 0.0
+        self._datagrams: deque[tuple[float, bytes]] = deque()
+        self._datagram_expires_at = 0.0
+        self._deadline = now + settings.handshake_s
+        self._heard_at = now
+        self._fresh_told_at = 0.0
+        self._fresh_seen = 0.0
+        self._expires_at: float | None = None
+        self._probes_missing = 0
+        self._probed_size = 0
+        self._goodbye_sent = False
+        self._incumbent_due: float | None = None
+        self.incumbent_proved = False
+        self.incumbent_failed = False
+        self.unknown_datagrams = 0
+        self.timer: float | None = None
+
+    def _window_of(self, lane: Lane) -> int:
+        if lane in (Lane.GOSSIP, Lane.SYNC, Lane.DIRECT, Lane.BULK):
+            return self._settings.lane_window
+        return SMALL_LANE_WINDOW
+
+    # --- what the driver uses -------------------------------------------------------------------
+
+    @property
+    def peer(self) -> NodeId:
+        """The identity that the peer has proved."""
+        assert self._peer is not None
+        return self._peer
+
+    def send(self, message: Message) -> None:
+        """Queue `message` on its lane. After the link has ended this does nothing."""
+        if self.state not in (LinkState.UP, LinkState.DRAINING):
+            return
+        self._enqueue(message)
+
+    def room(self, lane: Lane) -> int:
+        """Bytes that may be queued on `lane` now without waiting for credit; may be negative."""
+        out = self._out[lane]
+        room = out.room
+        if room <= 0:
+            out.starved = True
+        return room
+
+    def backlog(self, lane: Lane) -> int:
+        """Bytes that are queued on `lane` and not yet with the engine."""
+        return self._out[lane].queued
+
+    def unacknowledged(self) -> int:
+        """Bytes on all lanes that the other side has not acknowledged yet."""
+        return sum(out.queued for out in self._out) + self.engine.unacknowledged_bytes()
+
+    def send_datagram(self, message: Ping | Ack, expires_at: float) -> None:
+        """Queue a probe or echo; it is dropped when it has not left by `expires_at`."""
+        if self.state is not LinkState.UP:
+            return
+        data = wire.encode(message)
+        if len(data) > DATAGRAM_PAYLOAD_BYTES_MAX or len(self._datagrams) >= DATAGRAMS_MAX:
+            return
+        self._datagrams.append((expires_at, data))
+
+    def hold(self, lane: Lane, held: bool) -> None:
+        """While held, the peer gets no more credit for `lane`."""
+        for entry in self._in.values():
+            if entry.lane is lane:
+                entry.held = held
+        self._held[lane] = held
+
+    def path(self) -> PathStats:
+        """What the engine knows of the path."""
+        return self.engine.path()
+
+    def close(self, code: int, reason: str, now: float) -> None:
+        """Close at once with an application close code."""
+        if self.state in (LinkState.CLOSING, LinkState.CLOSED):
+            return
+        self.close_code, self.close_reason = code, reason
+        self.engine.close(error_code=code, reason_phrase=reason)
+        self._become_closing(now)
+
+    # --- what the endpoint uses -----------------------------------------------------------------
+
+    def greet(self, hello: Hello) -> None:
+        """Send our hello: the acceptor's after the handshake, the dialler's after the other's."""
+        self._own_hello = hello
+        self.link_id = hello.link_id
+        for out in self._out:
+            self.engine.send_stream_data(out.stream_id, bytes((out.lane,)))
+        self._enqueue(hello)
+
+    def become_up(self, now: float) -> None:
+        """The peer's hello was accepted."""
+        self._move(LinkState.UP)
+        self._deadline = float("inf")
+        self._watch_expiry(now)
+        hello = self.hello
+        assert hello is not None
+        size = min(self._settings.packet_bytes, hello.datagram_bytes_max)
+        if size > HANDSHAKE_PACKET_BYTES:
+            self._probed_size = size
+            self._probes_missing = PACKET_PROBES
+            for number in range(PACKET_PROBES):
+                self.engine.probe_packet_size(size, _PROBE_UID + number)
+
+    def drain(self, now: float) -> None:
+        """Send nothing new; close when all lanes are acknowledged, or after drain_s."""
+        if self.state is LinkState.UP:
+            self._move(LinkState.DRAINING)
+            self._deadline = now + self._settings.drain_s
+
+    def ping_incumbent(self, now: float) -> None:
+        """Ask for a sign of life; `incumbent_proved` or `incumbent_failed` tells."""
+        if self._incumbent_due is None:
+            self._incumbent_due = now + self._settings.incumbent_s
+            self.incumbent_proved = self.incumbent_failed = False
+            self.engine.ping(_INCUMBENT_UID)
+
+    def receive(self, data: bytes, address: Address, now: float) -> None:
+        """Feed one UDP datagram."""
+        self._heard_at = now
+        self.engine.receive_datagram(data, address, now)
+        if address != self.address and self.engine.get_peer_address() == address:
+            self.address = address
+
+    def take_events(self, now: float) -> "tuple[list[Event], list[Hello], bool]":
+        """Return events for the driver, the peer's hello if it came, and whether shaken hands.
+
+        A protocol error of the peer closes the link here.
+        """
+        events: list[Event] = []
+        hellos: list[Hello] = []
+        shaken = False
+        engine = self.engine
+        while (event := engine.next_event()) is not None:
+            if isinstance(event, EVENTS.StreamDataReceived):
+                try:
+                    self._on_stream(event, events, hellos)
+                except WireError as error:
+                    self.close(CloseCode.PROTOCOL_ERROR, str(error), now)
+                    break
+            elif isinstance(event, EVENTS.DatagramFrameReceived):
+                self._on_datagram(event.data, events)
+            elif isinstance(event, EVENTS.PingAcknowledged):
+                self._on_ping_acknowledged(event.uid)
+            elif isinstance(event, EVENTS.HandshakeCompleted):
+                shaken = True
+                self._peer = engine.peer_id
+                self._deadline = now + self._settings.welcome_s
+                if self.state is LinkState.DIALLING:
+                    self._move(LinkState.GREETING)
+            elif isinstance(event, EVENTS.ConnectionTerminated):
+                self._on_terminated(event)
+            elif isinstance(event, EVENTS.StreamReset | EVENTS.StopSendingReceived):
+                self.close(CloseCode.PROTOCOL_ERROR, "a lane was reset", now)
+        if engine.ended and self.state not in (LinkState.CLOSING, LinkState.CLOSED):
+            self._become_closing(now)
+        if self.state is LinkState.UP:
+            fresh = engine.path().fresh_at
+            if fresh > self._fresh_seen and now - self._fresh_told_at >= FRESH_EVERY_S:
+                self._fresh_seen, self._fresh_told_at = fresh, now
+                events.append(Fresh(self, self.peer))
+        return events, hellos, shaken
+
+    def flush(self, now: float) -> None:
+        """Hand queued frames to the engine, most urgent lane first, within credit."""
+        if self.state not in (LinkState.UP, LinkState.DRAINING, LinkState.GREETING):
+            return
+        self._grant()
+        for out in self._out:
+            if out.queue:
+                self._write(out)
+        self._write_datagrams(now)
+        if self.engine.large_losses >= LARGE_LOSSES_MAX:
+            self.engine.set_packet_size(HANDSHAKE_PACKET_BYTES)
+        if self.state is LinkState.DRAINING:
+            self._finish_draining(now)
+
+    def writable(self) -> list[Event]:
+        """Lanes on which there was no room, and now is."""
+        events: list[Event] = []
+        if self._peer is None:
+            return events
+        for out in self._out:
+            if out.starved and out.room >= out.window // 2:
+                out.starved = False
+                events.append(Writable(self, self._peer, out.lane))
+        return events
+
+    def next_deadline(self) -> float:
+        """When `advance` has work."""
+        deadline = self.engine.get_timer()
+        due = self._deadline if deadline is None else min(deadline, self._deadline)
+        if self.state in (LinkState.UP, LinkState.DRAINING):
+            due = min(
+                due, self._heard_at + self._settings.ping_s, self._heard_at + self._settings.idle_s
+            )
+            if self._expires_at is not None:
+                due = min(due, self._expires_at)
+        if self._incumbent_due is not None:
+            due = min(due, self._incumbent_due)
+        return due
+
+    def advance(self, now: float) -> None:
+        """Do what is due."""
+        timer = self.engine.get_timer()
+        if timer is not None and timer <= now:
+            self.engine.handle_timer(now)
+        if self._incumbent_due is not None and self._incumbent_due <= now:
+            self._incumbent_due = None
+            self.incumbent_failed = not self.incumbent_proved
+        if self._deadline <= now:
+            self._fire_deadline(now)
+        if self.state in (LinkState.UP, LinkState.DRAINING):
+            if self._heard_at + self._settings.idle_s <= now:
+                self.close_code, self.close_reason = 0, "idle"
+                self._move(LinkState.CLOSED)
+                return
+            if self._heard_at + self._settings.ping_s <= now and now >= self._pinged_until:
+                self._pinged_until = now + 1.0
+                self.engine.ping(0)
+            self._watch_expiry(now)
+            if self._expires_at is not None and self._expires_at <= now:
+                self.close(CloseCode.CERT_EXPIRED, "certificate expired", now)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _move(self, state: LinkState) -> None:
+        assert state in _MOVES[self.state], (self.state, state)
+        self.state = state
+
+    def _become_closing(self, now: float) -> None:
+        if self.state is LinkState.CLOSED:
+            return
+        self._move(LinkState.CLOSING)
+        self._deadline = now + self._settings.close_s
+
+    def _fire_deadline(self, now: float) -> None:
+        match self.state:
+            case LinkState.CLOSING:
+                self._move(LinkState.CLOSED)
+            case LinkState.DRAINING:
+                self.close(self.close_code or CloseCode.DUPLICATE_LINK, "replaced", now)
+            case LinkState.DIALLING:
+                self.close_reason = "no answer"
+                self.engine.close(error_code=0, reason_phrase="handshake deadline")
+                self._become_closing(now)
+            case LinkState.GREETING:
+                self.close_reason = self.close_reason or "no hello"
+                self.engine.close(error_code=CloseCode.GOING_AWAY, reason_phrase="welcome deadline")
+                self._become_closing(now)
+
+    def _watch_expiry(self, now: float) -> None:
+        not_after = self.engine.peer_not_after
+        if not_after is not None:
+            remaining = (not_after - self._wall()).total_seconds()
+            self._expires_at = now + max(0.0, remaining)
+
+    def _enqueue(self, message: Message) -> None:
+        parts = frame(self._encoder.encode(message))
+        out = self._out[Lane.CONTROL if isinstance(message, Hello) else wire.LANE_OF[type(message)]]
+        for part in parts:
+            out.queued += len(part)
+        out.queue.extend(parts)
+
+    def _write(self, out: _LaneOut) -> None:
+        # The control lane has no credit: credit itself travels on it.
+        room = out.window - (out.sent - out.consumed)
+        if out.lane is Lane.CONTROL:
+            room = out.queued
+        if room <= 0:
+            out.starved = True
+            return
+        queue = out.queue
+        if out.queued <= room:
+            data = b"".join(queue)
+            queue.clear()
+        else:
+            taken: list[bytes] = []
+            left = room
+            while left and queue:
+                part = queue.popleft()
+                if len(part) > left:
+                    queue.appendleft(part[left:])
+                    part = part[:left]
+                taken.append(part)
+                left -= len(part)
+            data = b"".join(taken)
+            out.starved = True
+        out.queued -= len(data)
+        out.sent += len(data)
+        self.engine.send_stream_data(out.stream_id, data)
+
+    def _write_datagrams(self, now: float) -> None:
+        if self.engine.pending_datagrams():
+            if self._datagrams and self._datagram_expires_at <= now:
+                self.engine.drop_pending_datagrams()
+            else:
+                return
+        while self._datagrams:
+            expires_at, data = self._datagrams.popleft()
+            if expires_at > now:
+                self._datagram_expires_at = expires_at
+                self.engine.send_datagram_frame(data)
+                return
+
+    @property
+    def datagrams_waiting(self) -> bool:
+        """Whether another datagram could be handed to the engine after the next transmit."""
+        return bool(self._datagrams) and not self.engine.pending_datagrams()
+
+    def _grant(self) -> None:
+        """Tell the peer what was consumed, once that is half of a lane's window."""
+        if self.state is LinkState.GREETING:
+            return
+        due = [
+            entry
+            for entry in self._in.values()
+            if not entry.held
+            and entry.lane is not Lane.CONTROL
+            and entry.consumed - entry.granted >= entry.window // 2
+        ]
+        if not due:
+            return
+        for entry in due:
+            entry.granted = entry.consumed
+        self._enqueue(Credit(tuple((entry.lane, entry.consumed) for entry in due)))
+
+    def _on_stream(self, event: object, events: list[Event], hellos: list[Hello]) -> None:
+        stream_id, data = event.stream_id, event.data  # type: ignore[attr-defined]
+        if event.end_stream:  # type: ignore[attr-defined]
+            raise WireError("a lane was ended")
+        self._on_lane_bytes(stream_id, data, events, hellos)
+        if hellos and self._early:
+            early, self._early = self._early, []
+            for early_id, early_data in early:
+                self._on_lane_bytes(early_id, early_data, events, hellos)
+
+    def _on_lane_bytes(
+        self, stream_id: int, data: bytes, events: list[Event], hellos: list[Hello]
+    ) -> None:
+        if not data:
+            return
+        entry = self._in.get(stream_id)
+        if entry is None:
+            if stream_id % 4 != (3 if self.dialled else 2):
+                raise WireError("not a lane")
+            entry, data = self._open_lane(stream_id, data)
+        lane = entry.lane
+        if self.hello is None and lane is not Lane.CONTROL:
+            # Streams overtake one another: what follows a hello may come before it.
+            self._early_bytes += len(data)
+            if self._early_bytes > EARLY_BYTES_MAX:
+                raise WireError("too much before hello")
+            self._early.append((stream_id, data))
+            return
+        for body, size in entry.reader.feed(data):
+            message = self._decoder.decode(lane, body)
+            entry.consumed += size
+            if lane is Lane.CONTROL and self._on_control(message, hellos):
+                continue
+            events.append(Received(self, self.peer, message))
+
+    def _open_lane(self, stream_id: int, data: bytes) -> tuple[_LaneIn, bytes]:
+        try:
+            lane = Lane(data[0])
+        except ValueError:
+            raise WireError("an unknown lane")
+        if any(each.lane is lane for each in self._in.values()):
+            raise WireError("a lane was opened twice")
+        entry = _LaneIn(
+            lane,
+            self._window_of(lane),
+            FrameReader(FRAME_BYTES_MAX_OF[lane]),
+            held=self._held.get(lane, False),
+        )
+        self._in[stream_id] = entry
+        return entry, data[1:]
+
+    def _on_control(self, message: Message, hellos: list[Hello]) -> bool:
+        """Handle what is the link's own; True when the driver need not see it."""
+        if isinstance(message, Hello):
+            if self.hello is not None:
+                raise WireError("a second hello")
+            self.hello = message
+            self.peer_wants = message.wanted
+            hellos.append(message)
+            return True
+        if self.hello is None:
+            raise WireError("a frame before hello")
+        if isinstance(message, Credit):
+            for lane, consumed in message.consumed:
+                out = self._out[lane]
+                if not out.consumed <= consumed <= out.sent:
+                    raise WireError("credit for bytes never sent")
+                out.consumed = consumed
+            return True
+        if isinstance(message, Goodbye):
+            self.peer_goodbye = True
+            return True
+        if isinstance(message, Wanted):
+            self.peer_wants = message.wanted
+        return False
+
+    def _on_datagram(self, data: bytes, events: list[Event]) -> None:
+        if self.hello is None or self.state not in (LinkState.UP, LinkState.DRAINING):
+            return
+        try:
+            message = wire.decode_datagram(data)
+        except WireError:
+            message = None
+        if message is None:
+            # A newer minor version may have types that we do not know; never a reason to close.
+            self.unknown_datagrams += 1
+            return
+        events.append(DatagramReceived(self, self.peer, message))
+
+    def _on_ping_acknowledged(self, uid: int) -> None:
+        if uid == _INCUMBENT_UID:
+            self.incumbent_proved = True
+            self._incumbent_due = None
+        elif uid >= _PROBE_UID and self._probes_missing:
+            self._probes_missing -= 1
+            if self._probes_missing == 0:
+                self.engine.set_packet_size(self._probed_size)
+
+    def _on_terminated(self, event: object) -> None:
+        code = event.error_code  # type: ignore[attr-defined]
+        ours = self.state is LinkState.CLOSING
+        if not self.close_code:
+            self.close_code = code
+            self.close_reason = self.close_reason or _plain(event.reason_phrase)  # type: ignore[attr-defined]
+            self.closed_by_peer = not ours and self.engine.failure is None
+        if 0x100 <= code < 0x200:
+            self.alert = code - 0x100
+        if self.state is not LinkState.CLOSED:
+            self._move(LinkState.CLOSED)
+
+    def _finish_draining(self, now: float) -> None:
+        others = [out for out in self._out if out.lane is not Lane.CONTROL]
+        if any(out.queued for out in others) or self.engine.unacknowledged_bytes():
+            return
+        if not self._goodbye_sent:
+            self._goodbye_sent = True
+            self._enqueue(Goodbye(CloseCode.DUPLICATE_LINK, "replaced"))
+            self._write(self._out[Lane.CONTROL])
+        elif self.peer_goodbye:
+            self.close(CloseCode.DUPLICATE_LINK, "replaced", now)
+
+
+def new_link_id() -> bytes:
+    """16 random bytes that name a link."""
+    return os.urandom(16)
+
+
+def _plain(text: str) -> str:
+    return "".join(each if 32 <= ord(each) < 127 else "?" for each in text)[:64]
