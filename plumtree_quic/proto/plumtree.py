@@ -596,7 +596,10 @@ class Plumtree:
             return
         if origin.key == self._me:
             return
-        if origin.parent is not None:
+        if origin.parent is not None and origin.pushed_at == -inf:
+            # It was grafted when nothing of this origin had come, and was not needed after all.
+            self._prune(origin, origin.parent, now, effects)
+        elif origin.parent is not None:
             if origin.challenger is not link:
                 origin.challenger = link
                 origin.streak = 0

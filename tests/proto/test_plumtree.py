@@ -224,6 +224,14 @@ def test_the_first_link_to_bring_an_origin_is_its_parent():
     assert me.parent(ORIGIN) == P[2]
 
 
+def test_the_first_link_to_bring_an_origin_is_its_parent_whoever_was_grafted_before():
+    me = up()
+    assert grafts(me.receive(P[1], ihave(1), 0.0)) == [(P[1], ((1, 1),), True)]
+    effects = me.receive(P[2], gossip(1), 0.01)
+    assert me.parent(ORIGIN) == P[2]
+    assert sent(effects, Prune) == [(P[1], Prune((ORIGIN,)))]
+
+
 def test_the_parent_is_pushed_nothing_of_its_origin():
     me = up()
     me.receive(P[2], gossip(1), 0.0)
