@@ -141,7 +141,8 @@ class Core:
 
     def seed_failed(self, address: str, now: float) -> list[Effect]:
         """A dial that DialSeed asked for came to nothing."""
-        return list(self._seeds.failed(address, now))
+        self._seeds.failed(address, now)
+        return []
 
     def link_up(
         self, peer: NodeId, hello: Hello, now: float, dialled: str | None = None
@@ -162,13 +163,17 @@ class Core:
             return []
         self._unwanted.pop(peer, None)
         effects: list[Effect] = list(self._plumtree.link_down(peer, now))
-        effects += self._settle(self._swim.link_down(peer, now), now)
+        wanted = self._overlay.wants(peer)
+        effects += self._settle(self._swim.link_down(peer, now, wanted=wanted), now)
         effects += self._settle(self._overlay.link_down(peer, now), now)
         return effects
 
     def unreachable(self, peer: NodeId, now: float) -> list[Effect]:
         """A dial to a member failed. Unreachable for us is not dead."""
-        return self._settle(self._overlay.unreachable(peer, now), now)
+        effects = self._settle(self._overlay.unreachable(peer, now), now)
+        if self._overlay.wants(peer):
+            effects += self._settle(self._swim.unreachable(peer, now), now)
+        return effects
 
     def receive(self, peer: NodeId, message: Message, now: float) -> list[Effect]:
         """A message that came on the greeted link to `peer`."""

@@ -43,7 +43,7 @@ class Member:
     """One row. Only `Members` changes rank, record and state.
 
     record: the newest one; its rank may lag behind the row's, which a bare fact can raise.
-    announced: the application was told that this member joined.
+    told: the state that the application was told last; None when it never heard of this member.
     spoken: the subject's own newest fact (alive or left).
     relayed: rank of the newest `spoken` that was passed on.
     accusations: votes of this rank, by signer, in order of arrival.
@@ -54,7 +54,7 @@ class Member:
     epoch: int
     incarnation: int
     state: MemberState
-    announced: bool = False
+    told: MemberState | None = None
     spoken: Fact | None = None
     relayed: tuple[int, int] = (0, -1)
     accusations: dict[MemberKey, Fact] = attrs.field(factory=dict)
@@ -91,7 +91,7 @@ class Members:
         self._hashes: list[bytes | None] = [_EMPTY] * BUCKETS
         self._alive = 0
         self._tombstones: dict[MemberKey, None] = {}
-        self._own = Member(self.me, own, own.epoch, own.incarnation, _ALIVE, announced=True)
+        self._own = Member(self.me, own, own.epoch, own.incarnation, _ALIVE, told=_ALIVE)
         self._insert(self._own)
 
     # --- queries --------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class Members:
     def members(self) -> list[tuple[Record, MemberState]]:
         """All that the application was told of, ourselves included, in order of their ids."""
         return sorted(
-            ((row.record, row.state) for row in self._rows.values() if row.announced),
+            ((row.record, row.state) for row in self._rows.values() if row.told is not None),
             key=lambda pair: pair[0].node_id,
         )
 
@@ -126,9 +126,7 @@ class Members:
 
     def known_count(self) -> int:
         """Members that are alive, suspected or dead (not: left), ourselves included."""
-        return self._alive + sum(
-            self._rows[key].state is _DEAD and self._rows[key].announced for key in self._tombstones
-        )
+        return self._alive + sum(self._rows[key].told is _DEAD for key in self._tombstones)
 
     def state_of(self, key: MemberKey) -> MemberState | None:
         """What we hold `key` for; None for a stranger."""
@@ -178,7 +176,7 @@ class Members:
         return None
 
     def enter(self, record: Record) -> Member:
-        """Take in a stranger, alive and not announced. `refusal` was asked before."""
+        """Take in a stranger, alive; nobody is told yet. `refusal` was asked before."""
         if len(self._rows) >= MEMBERS_MAX:
             # Bounded memory wins over a long memory: the oldest tombstone makes room.
             self.forget(next(iter(self._tombstones)))

@@ -80,13 +80,13 @@ class Seeds:
 
     def answered(self, address: str, now: float) -> None:
         """Somebody greeted us at this seed's address."""
+        del now
         seed = self._seeds.get(address)
         if seed is None:
             return
         if not seed.answered:
             seed.answered = True
             self._answered += 1
-        del now
         seed.attempts = 0
         seed.due = None
 
