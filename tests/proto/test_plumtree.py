@@ -171,6 +171,16 @@ def test_what_is_owed_is_fixed_at_delivery_whatever_becomes_of_the_link():
     assert announced(me.advance(2.0)) == {P[1]: [(2, 2, 1)]}
 
 
+@pytest.mark.parametrize("interval", [0.02, 0.3])
+def test_ihave_interval_is_how_long_an_announcement_waits_for_others(interval):
+    me = up(config=attrs.evolve(LAN, ihave_interval=interval))
+    me.receive(P[1], gossip(1), 0.0)
+    me.receive(P[2], Prune((ORIGIN,)), 0.5)
+    me.receive(P[1], gossip(2), 1.0)
+    assert announced(me.advance(1.0 + interval - 0.001)) == {}
+    assert announced(me.advance(1.0 + interval)) == {P[2]: [(2, 2, 1)]}
+
+
 def test_ihave_batch_size_closes_a_batch_at_once():
     me = up(2)
     effects = []

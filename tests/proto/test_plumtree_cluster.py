@@ -1,10 +1,11 @@
 """Thirty cores on virtual links: what the rules of the tree add up to."""
 
 from collections import Counter
+from random import Random
 
 import pytest
 
-from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.config import PlumtreeConfig, SyncConfig
 from plumtree_quic.messages import Gossip, IHave
 from tests.rigs.broadcast import Net, key, node, random_mesh
 
@@ -128,6 +129,50 @@ def test_every_bundle_is_pushed_or_announced_or_known_on_every_link():
             one_way = (a, b, made.origin, made.first) in told
             other_way = (b, a, made.origin, made.first) in told
             assert one_way or other_way
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_links_that_come_go_and_clog_at_random_lose_and_repeat_nothing(seed):
+    rng = Random(seed)
+    config = PlumtreeConfig.lan(
+        max_eager_peers=rng.choice([None, 3]),
+        ihave_batch_size=rng.choice([1, 8, 64]),
+        sync=SyncConfig(sync_interval=5.0, max_batch_size=rng.choice([2, 100])),
+    )
+    net = Net(config, seed=seed, codec=True)
+    names = NAMES[:12]
+    for name in names:
+        net.add(name)
+    random_mesh(net, names, rng.randrange(2, 7))
+    net.run(1.0)
+    published, clogged = [], []
+    for _ in range(60):
+        published.append(net.publish(rng.choice(names), count=rng.choice([1, 3])))
+        net.run(rng.choice([0.0, 0.001, 0.05, 0.3]))
+        dice = rng.random()
+        if dice < 0.07:
+            net.cut(*rng.choice(sorted(net.links)))
+        elif dice < 0.14:
+            a, b = rng.sample(names, 2)
+            if (a, b) not in net.links:
+                net.link(a, b, rng.choice([0.001, 0.02, 0.1]))
+        elif dice < 0.25:
+            a, b = rng.choice(sorted(net.links))
+            net.cores[a].congested(node(b), net.now)
+            clogged.append((a, b))
+        elif dice < 0.4 and clogged:
+            a, b = clogged.pop()
+            net.cores[a].drained(node(b), net.now)
+    for a, b in clogged:
+        net.cores[a].drained(node(b), net.now)
+    random_mesh(net, names, 2)
+    net.run(20.0)
+    everybody_has(net, published)
+    for core in net.cores.values():
+        assert core.stats()["missing_ranges"] == 0
+        for link in core._links.values():
+            pushed = sum(1 for tree in core._origins.values() if tree.pushes & link.bit)
+            assert link.origins_pushed == pushed
 
 
 def test_the_same_seed_gives_the_same_trace():
