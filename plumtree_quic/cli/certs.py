@@ -15,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from plumtree_quic.errors import ConfigError, CredentialsError
 from plumtree_quic.security.certs import DAYS_MAX, KEY_TYPES, LEAF_DAYS, DevCa, check_name
+from plumtree_quic.security.credentials import load_certificates
 from plumtree_quic.security.explain import (
     describe_key,
     explain,
@@ -163,13 +164,7 @@ def _load(path: Path) -> list[x509.Certificate]:
         content = path.read_bytes()
     except OSError as error:
         raise CredentialsError(f"cannot read {path}: {error.strerror}") from None
-    if b"-----BEGIN CERTIFICATE-----" not in content:
-        kind = "a private key" if b"PRIVATE KEY-----" in content else "no PEM certificate"
-        raise CredentialsError(f"{path} holds {kind}; inspect takes certificates")
-    try:
-        return x509.load_pem_x509_certificates(content)
-    except ValueError:
-        raise CredentialsError(f"{path} holds a damaged certificate") from None
+    return load_certificates(content, str(path))
 
 
 def _validity(cert: x509.Certificate) -> str:

@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from plumtree_quic.errors import ConfigError, CredentialsError
 from plumtree_quic.ids import NodeId
+from plumtree_quic.security.credentials import load_certificates
 
 __all__ = ["CA_DAYS", "DAYS_MAX", "KEY_TYPES", "LEAF_DAYS", "DevCa", "Issued", "check_name"]
 
@@ -127,10 +128,7 @@ class DevCa:
         directory = Path(directory)
         cert_path, key_path = directory / "ca.crt", directory / "ca.key"
         cert_pem, pem = _read(cert_path), _read(key_path)
-        try:
-            cert = x509.load_pem_x509_certificate(cert_pem)
-        except ValueError:
-            raise CredentialsError(f"{cert_path} is not a PEM certificate") from None
+        cert = load_certificates(cert_pem, str(cert_path))[0]
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError):

@@ -6,8 +6,10 @@ The rules stand in identity.py, and what to tell of a broken one in explain.py; 
 import datetime
 import logging
 import os
+import re
 import stat
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.utils import CryptographyDeprecationWarning
 
 from plumtree_quic.errors import ConfigError, CredentialsError
 from plumtree_quic.ids import NodeId
@@ -25,10 +28,11 @@ from plumtree_quic.security.identity import (
     CheckFailed,
     check_chain,
     check_key,
+    parse_certificates,
     parse_identity,
 )
 
-__all__ = ["CLUSTER_BYTES_MAX", "Credentials", "PrivateKey", "QuicConfig"]
+__all__ = ["CLUSTER_BYTES_MAX", "Credentials", "PrivateKey", "QuicConfig", "load_certificates"]
 
 logger = logging.getLogger("plumtree_quic.security")
 
@@ -36,6 +40,18 @@ PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPri
 
 CLUSTER_BYTES_MAX = 64
 _FILE_BYTES_MAX = 1 << 20
+_UNPARSABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,
+)
+# All that cryptography raises for malformed certificates; only some of it is a ValueError.
+_KEY_BLOCK = re.compile(
+    rb"-----BEGIN (?P<kind>[A-Z0-9 ]*PRIVATE KEY)-----.*?-----END (?P=kind)-----\s*", re.DOTALL
+)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -85,18 +101,16 @@ class QuicConfig:
         trust_domain: str | None = None,
         cluster: str = "default",
     ) -> None:
-        sources = (Path(cert_path), Path(key_path), Path(ca_path))
-        cert, key, ca = (
-            _read(path, what)
-            for path, what in zip(sources, ("cert_path", "key_path", "ca_path"), strict=True)
-        )
+        cert, _ = _read(Path(cert_path), "cert_path")
+        key, key_mode = _read(Path(key_path), "key_path")
+        ca, _ = _read(Path(ca_path), "ca_path")
         self._load(
             pems=(cert, key, ca),
-            names=(str(sources[0]), str(sources[1]), str(sources[2])),
+            names=(os.fspath(cert_path), os.fspath(key_path), os.fspath(ca_path)),
             key_password=key_password,
             trust_domain=trust_domain,
             cluster=cluster,
-            warnings=_readable_by_others(sources[1]),
+            unwise=_readable_by_others(os.fspath(key_path), key_mode),
         )
 
     @classmethod
@@ -122,7 +136,7 @@ class QuicConfig:
             key_password=key_password,
             trust_domain=trust_domain,
             cluster=cluster,
-            warnings=(),
+            unwise=(),
         )
         return config
 
@@ -134,29 +148,29 @@ class QuicConfig:
         key_password: str | bytes | None,
         trust_domain: str | None,
         cluster: str,
-        warnings: tuple[str, ...],
+        unwise: tuple[str, ...],
     ) -> None:
         _refuse_optimized()
         _check_cluster(cluster)
         cert_name, key_name, ca_name = names
-        certificates = _certificates(pems[0], cert_name)
+        certificates = load_certificates(pems[0], cert_name)
         key = _private_key(pems[1], key_name, key_password)
-        anchors = _certificates(pems[2], ca_name)
+        anchors = load_certificates(pems[2], ca_name)
         leaf, *chain = certificates
         _check_pair(certificates, cert_name, key, key_name)
         # An anchor sent along is of no use to the peer, which has its own.
         chain = [each for each in chain if each not in anchors]
+        if 1 + len(chain) > CHAIN_CERTIFICATES_MAX:
+            raise CredentialsError(
+                f"{cert_name} holds {1 + len(chain)} certificates; at most "
+                f"{CHAIN_CERTIFICATES_MAX} are sent: keep the leaf and its intermediates"
+            )
         try:
             node_id = _judge(leaf, chain, anchors, trust_domain)
         except CheckFailed as failed:
             raise CredentialsError(
                 explain(failed, leaf, chain, anchors, cert_name=cert_name, ca_name=ca_name)
             ) from None
-        if 1 + len(chain) > CHAIN_CERTIFICATES_MAX:
-            raise CredentialsError(
-                f"{cert_name} holds {1 + len(chain)} certificates; at most "
-                f"{CHAIN_CERTIFICATES_MAX} are sent: keep the leaf and its intermediates"
-            )
         self._credentials = Credentials(
             leaf=leaf,
             leaf_der=_der(leaf),
@@ -168,9 +182,9 @@ class QuicConfig:
             cluster=cluster,
             generation=1,
         )
-        self.warnings = warnings
+        self.warnings = unwise
         """What is unwise but works; each was logged too."""
-        for warning in warnings:
+        for warning in unwise:
             logger.warning("%s", warning, extra={"event": "credentials.warning"})
 
     @property
@@ -221,9 +235,11 @@ def _der(cert: x509.Certificate) -> bytes:
 # --- files --------------------------------------------------------------------------------------
 
 
-def _read(path: Path, argument: str) -> bytes:
+def _read(path: Path, argument: str) -> tuple[bytes, int]:
+    """The content of a file and its permission bits."""
     try:
         with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             content = file.read(_FILE_BYTES_MAX + 1)
     except FileNotFoundError:
         raise CredentialsError(
@@ -238,11 +254,10 @@ def _read(path: Path, argument: str) -> bytes:
         raise CredentialsError(f"{path} ({argument}) cannot be read: {error.strerror}") from None
     if len(content) > _FILE_BYTES_MAX:
         raise CredentialsError(f"{path} ({argument}) is larger than 1 MiB; is it the right file?")
-    return content
+    return content, mode
 
 
-def _readable_by_others(key_path: Path) -> tuple[str, ...]:
-    mode = stat.S_IMODE(key_path.stat().st_mode)
+def _readable_by_others(key_path: str, mode: int) -> tuple[str, ...]:
     if not mode & 0o077:
         return ()
     return (
@@ -251,7 +266,12 @@ def _readable_by_others(key_path: Path) -> tuple[str, ...]:
     )
 
 
-def _certificates(pem: bytes, name: str) -> list[x509.Certificate]:
+def load_certificates(pem: bytes, name: str) -> list[x509.Certificate]:
+    """Parse all certificates in `pem`, which errors call `name`.
+
+    Raises:
+        CredentialsError: there is none, or one is damaged.
+    """
     if not pem.strip():
         raise CredentialsError(f"{name} is empty; it must hold PEM certificates")
     if b"-----BEGIN CERTIFICATE-----" not in pem:
@@ -261,16 +281,28 @@ def _certificates(pem: bytes, name: str) -> list[x509.Certificate]:
             f"{name} holds no PEM certificate (DER becomes PEM with: openssl x509 -inform der)"
         )
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+        with warnings.catch_warnings():
+            # What the parser only warns of, a serial number below 1 for one, a peer refuses.
+            warnings.simplefilter("error", CryptographyDeprecationWarning)
+            certificates = x509.load_pem_x509_certificates(pem)
+            for each in certificates:
+                # Parsed when they are first read, which must not be elsewhere.
+                _ = (each.extensions, each.subject, each.issuer)
+                _ = (each.not_valid_before_utc, each.not_valid_after_utc)
+                _ = each.signature_hash_algorithm
+    except _UNPARSABLE:
         raise CredentialsError(f"{name} holds a damaged certificate; {NEW_CERT}") from None
+    return certificates
 
 
 def _private_key(pem: bytes, name: str, password: str | bytes | None) -> PrivateKey:
-    if b"PRIVATE KEY-----" not in pem:
+    # The block alone: openssl puts curve parameters before it, others the certificate.
+    block = _KEY_BLOCK.search(pem)
+    if block is None:
         swapped = "; cert and key swapped?" if b"-----BEGIN CERTIFICATE-----" in pem else ""
-        raise CredentialsError(f"{name} holds no PEM private key{swapped}")
-    encrypted = b"ENCRYPTED" in pem
+        raise CredentialsError(f"{name} holds no whole PEM private key{swapped}")
+    pem = block.group()
+    encrypted = b"-----BEGIN ENCRYPTED" in pem or b"Proc-Type: 4,ENCRYPTED" in pem
     if encrypted and not password:
         raise CredentialsError(f"{name} is encrypted; give its password as key_password")
     if not encrypted and password:
@@ -314,7 +346,8 @@ def _judge(
     anchors: Sequence[x509.Certificate],
     trust_domain: str | None,
 ) -> NodeId:
-    """Steps 5, 8, 9 and 10 of a peer's check, on ourselves."""
+    """Steps 4, 5, 8, 9 and 10 of a peer's check, on ourselves."""
+    parse_certificates([_der(each) for each in (leaf, *chain)])
     check_key(public_key_of(leaf))
     check_chain(leaf, chain, anchors, datetime.datetime.now(datetime.UTC))
     return parse_identity(leaf, trust_domain)

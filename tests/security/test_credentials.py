@@ -1,5 +1,6 @@
 """QuicConfig refuses at construction what every peer would refuse, and says what to do."""
 
+import base64
 import logging
 import os
 import re
@@ -9,7 +10,14 @@ import sys
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 
 from plumtree_quic import ConfigError, CredentialsError, PlumtreeError, QuicConfig
 from tests.rigs.pki import ANY, CLIENT, SERVER, Pki, key_pem, utc
@@ -470,3 +478,92 @@ def test_every_error_is_in_our_tree():
     assert issubclass(CredentialsError, ConfigError)
     assert issubclass(ConfigError, PlumtreeError)
     assert issubclass(ConfigError, ValueError)
+
+
+# --- hostile or odd bytes -----------------------------------------------------------------------
+
+
+def test_a_key_file_may_hold_curve_parameters_or_the_certificate_too(pki):
+    cert = pki.node("a")
+    old = cert.key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    parameters = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+    assert from_pem(cert, pki, key=parameters + old).node_id.name == "a"
+    assert from_pem(cert, pki, key=cert.cert_pem + cert.key_pem).node_id.name == "a"
+
+
+def test_a_key_encrypted_in_the_old_format_loads(pki):
+    cert = pki.node("a", key_type="rsa2048")
+    old = cert.key.private_bytes(
+        Encoding.PEM, PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"secret")
+    )
+    assert from_pem(cert, pki, key=old, key_password="secret").node_id.name == "a"
+    assert "key_password" in refused(cert, pki, key=old)
+
+
+def message_of(**pems):
+    try:
+        QuicConfig.from_pem(**pems)
+    except CredentialsError as error:
+        return str(error)
+    return "loaded"
+
+
+def as_pem(der):
+    body = base64.encodebytes(der)
+    return b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n"
+
+
+def test_h17_no_byte_that_the_ca_signed_can_be_changed():
+    pki = Pki("test")
+    cert = pki.node("a")
+    signed = cert.cert.tbs_certificate_bytes
+    begin = cert.der.index(signed)
+    for position in range(begin, begin + len(signed)):
+        for change in (0x01, 0x80, 0xFF):
+            der = bytearray(cert.der)
+            der[position] ^= change
+            with pytest.raises(CredentialsError) as caught:
+                from_pem(cert, pki, cert=as_pem(bytes(der)))
+            assert str(caught.value).isprintable()
+
+
+def test_h17_no_byte_around_what_the_ca_signed_raises_anything_else():
+    pki = Pki("test")
+    cert = pki.node("a")
+    signed = cert.cert.tbs_certificate_bytes
+    begin = cert.der.index(signed)
+    for position in {*range(len(cert.der))} - {*range(begin, begin + len(signed))}:
+        der = bytearray(cert.der)
+        der[position] ^= 0x81
+        text = message_of(cert=as_pem(bytes(der)), key=cert.key_pem, ca=pki.ca_pem)
+        assert text.isprintable()
+
+
+def test_h17_no_part_of_a_certificate_is_enough(pki):
+    cert = pki.node("a")
+    for length in range(0, len(cert.der), 7):
+        with pytest.raises(CredentialsError):
+            from_pem(cert, pki, cert=as_pem(cert.der[:length]))
+    with pytest.raises(CredentialsError):
+        from_pem(cert, pki, cert=as_pem(cert.der + b"\x00"))
+
+
+def test_no_byte_of_a_ca_certificate_raises_anything_else():
+    pki = Pki("test")
+    cert = pki.node("a")
+    for position in range(len(pki.ca.der)):
+        der = bytearray(pki.ca.der)
+        der[position] ^= 0x41
+        assert message_of(cert=cert.cert_pem, key=cert.key_pem, ca=as_pem(bytes(der))).isprintable()
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_in_place_of_a_file_are_refused_with_our_error(noise):
+    cert = _SHARED.node("a", key=_SHARED.ca.key)
+    good = {"cert": cert.cert_pem, "key": cert.key_pem, "ca": _SHARED.ca_pem}
+    for field, pem in good.items():
+        for content in (noise, as_pem(noise), noise + pem, pem[:40] + noise):
+            assert message_of(**{**good, field: content}).isprintable()
+
+
+_SHARED = Pki("test")
