@@ -152,6 +152,8 @@ class Link:
         self.close_reason = ""
         self.closed_by_peer = False
         self.announced = False
+        self.ended = False
+        self.first_host = address[0]
         self.peer_goodbye = False
         self.alert: int | None = None
         self.connection_ids: set[bytes] = set()

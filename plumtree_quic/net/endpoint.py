@@ -1,0 +1,764 @@
+"""Endpoint: all links of one node over one UDP address. Sans-IO: bytes and `now` in, bytes out.
+
+Routes packets by connection ID, answers strangers with Retry, accepts and dials, keeps one link a
+pair, and never lets an exception of a connection out. It knows identities and nothing of trees or
+membership. The rules for two links of one pair stand at `_on_greeted`.
+"""
+
+import datetime
+import heapq
+import logging
+import os
+from collections.abc import Callable, Sequence
+from random import Random
+
+import attrs
+
+from plumtree_quic import wire
+from plumtree_quic.errors import IdentityError, LinkError, PlumtreeError
+from plumtree_quic.ids import NodeId
+from plumtree_quic.messages import Hello, Record, Wanted
+from plumtree_quic.net import engine as engines
+from plumtree_quic.net.budget import AcceptBudget
+from plumtree_quic.net.events import (
+    DialFailed,
+    Event,
+    LinkDown,
+    LinkReplaced,
+    LinkUp,
+    Received,
+    SecurityEvent,
+)
+from plumtree_quic.net.filter import Shape, Verdict, look
+from plumtree_quic.net.link import CloseCode, Link, LinkState, new_link_id
+from plumtree_quic.net.retry import RetryTokens
+from plumtree_quic.net.settings import NetSettings
+from plumtree_quic.security.credentials import Credentials
+from plumtree_quic.security.identity import CHECKS
+
+__all__ = ["Counters", "Endpoint"]
+
+logger = logging.getLogger("plumtree_quic")
+
+Address = tuple[str, int]
+
+# Alerts that say that a certificate is at fault: hammering will not heal them.
+_OUR_FAULT_ALERTS = frozenset((*range(42, 50), 116))
+FIRST_REDIAL_S = (0.05, 0.5)
+LARGER_WAITS_S = (0.5, 1.0)
+REJECTIONS_PER_MINUTE = 10
+
+
+@attrs.define
+class Counters:
+    """What happened at this address since the start. Plain integers."""
+
+    datagrams_in: int = 0
+    datagrams_out: int = 0
+    filtered: int = 0
+    retries: int = 0
+    bad_tokens: int = 0
+    over_budget: int = 0
+    accepted: int = 0
+    dialled: int = 0
+    rejected: int = 0
+    hard_dropped: int = 0
+    replaced: int = 0
+
+
+@attrs.define
+class _Wanted:
+    """A peer that the overlay wants a link to."""
+
+    addresses: tuple[Address, ...]
+    failures: int = 0
+    next_dial_at: float = 0.0
+    dialling: Link | None = None
+
+
+@attrs.define
+class _Pair:
+    """The links to one peer. `up` is the one that sends use."""
+
+    up: Link
+    contenders: list[Link] = attrs.field(factory=list)
+    draining: list[Link] = attrs.field(factory=list)
+
+    def others(self) -> list[Link]:
+        return [*self.contenders, *self.draining]
+
+
+class Endpoint:
+    """One address, many links.
+
+    Args:
+        credentials: returns who we are now; asked at each handshake.
+        settings: limits and timers.
+        rng: for back-off and jitter.
+        record: returns our own record, for hello.
+        yours: returns the newest record of a peer that we hold, for hello.
+        wanted: whether the overlay wants a link to a peer, for hello.
+        admit: the admission policy (step 12 of the check).
+        wall: the wall clock, for certificates alone.
+    """
+
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials],
+        settings: NetSettings,
+        *,
+        rng: Random,
+        record: Callable[[], Record],
+        yours: Callable[[NodeId], Record | None],
+        wanted: Callable[[NodeId], bool],
+        admit: Callable[[NodeId], bool] | None = None,
+        wall: Callable[[], datetime.datetime] | None = None,
+    ) -> None:
+        self._credentials = credentials
+        self._settings = settings
+        self._rng = rng
+        self._record = record
+        self._yours = yours
+        self._wanted = wanted
+        self._admit = admit
+        self._wall = wall if wall is not None else _wall
+        self._me = credentials().node_id
+        self._engine_settings = engines.EngineSettings(
+            idle_timeout_s=settings.idle_s,
+            stream_window_bytes=max(settings.lane_window, 256 * 1024),
+            link_window_bytes=max(4 * settings.lane_window, 1024 * 1024),
+        )
+        self._tokens: RetryTokens | None = None
+        self._budget = AcceptBudget()
+        self._by_cid: dict[bytes, Link] = {}
+        self._links: dict[Link, None] = {}
+        self._half_open: dict[Link, None] = {}
+        self._per_address: dict[str, int] = {}
+        self._pairs: dict[NodeId, _Pair] = {}
+        self._wants: dict[NodeId, _Wanted] = {}
+        self._touched: dict[Link, None] = {}
+        self._timers: list[tuple[float, int, Link]] = []
+        self._timer_number = 0
+        self._events: list[Event] = []
+        self._outgoing: list[tuple[bytes, Address]] = []
+        self._rejections: list[float] = []
+        self._closing = False
+        self.counters = Counters()
+
+    # --- links ----------------------------------------------------------------------------------
+
+    def link(self, peer: NodeId) -> Link | None:
+        """The link on which to send to `peer`, or None."""
+        pair = self._pairs.get(peer)
+        if pair is None:
+            return None
+        self._touched[pair.up] = None
+        return pair.up
+
+    def links(self) -> list[Link]:
+        """One link for each peer that has one."""
+        return [pair.up for pair in self._pairs.values()]
+
+    def dial(self, address: Address, peer: NodeId | None, now: float) -> Link:
+        """Try once to reach `address`; peer None takes whoever answers."""
+        engine = engines.dial(
+            self._credentials(),
+            settings=self._engine_settings,
+            expected=peer,
+            admit=self._admit,
+            wall=self._wall,
+        )
+        link = Link(
+            engine,
+            self._settings,
+            dialled=True,
+            address=address,
+            expected=peer,
+            wall=self._wall,
+            now=now,
+        )
+        engine.connect(address, now)
+        self.counters.dialled += 1
+        self._adopt(link)
+        return link
+
+    def want(self, peer: NodeId, addresses: Sequence[Address], now: float) -> None:
+        """Keep a link to `peer`: dial it when there is none, again after each failure."""
+        wanted = self._wants.get(peer)
+        if wanted is not None:
+            wanted.addresses = tuple(addresses)
+            return
+        wanted = self._wants[peer] = _Wanted(tuple(addresses), next_dial_at=now)
+        pair = self._pairs.get(peer)
+        if pair is not None:
+            pair.up.send(Wanted(True))
+            self._touched[pair.up] = None
+        elif self._me > peer:
+            # Both ends learn of each other at once; the smaller one dials first.
+            wanted.next_dial_at = now + self._rng.uniform(0.05, 0.15)
+
+    def unwant(self, peer: NodeId, now: float) -> None:
+        """The overlay needs no link to `peer`; it is closed when the peer needs it neither."""
+        self._wants.pop(peer, None)
+        pair = self._pairs.get(peer)
+        if pair is None:
+            return
+        if pair.up.peer_wants:
+            pair.up.send(Wanted(False))
+            self._touched[pair.up] = None
+        else:
+            self._close_pair(pair, CloseCode.GOING_AWAY, "not wanted", now)
+
+    def close(self, now: float, code: int, reason: str) -> None:
+        """Close every link and accept no more; `closed` tells when it is out."""
+        self._closing = True
+        self._wants.clear()
+        for link in tuple(self._links):
+            link.close(code, reason, now)
+            self._touched[link] = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether every link has said goodbye (its closing period may still run)."""
+        return self._closing and all(
+            link.state in (LinkState.CLOSING, LinkState.CLOSED) and not link.engine._close_pending
+            for link in self._links
+        )
+
+    # --- datagrams ------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, address: Address, now: float) -> None:
+        """Take one UDP payload. Never raises, whatever it holds."""
+        self.counters.datagrams_in += 1
+        verdict = look(data, self._settings.packet_bytes)
+        if verdict.shape is Shape.DROP:
+            self.counters.filtered += 1
+            return
+        link = self._by_cid.get(verdict.destination_cid)
+        if link is not None:
+            if link.dialled or verdict.shape is not Shape.RETRY:
+                self._feed(link, data, address, now)
+            return
+        if verdict.shape is Shape.INITIAL and not self._closing:
+            self._on_stranger(verdict, data, address, now)
+        else:
+            self.counters.filtered += 1
+
+    def _on_stranger(self, verdict: Verdict, data: bytes, address: Address, now: float) -> None:
+        if len(verdict.destination_cid) < 8:
+            self.counters.filtered += 1
+            return
+        if self._tokens is None:
+            self._tokens = RetryTokens(now)
+        if not verdict.token:
+            if self._budget.may_retry(now):
+                self.counters.retries += 1
+                self._outgoing.append(
+                    (
+                        self._tokens.make_retry(
+                            address,
+                            destination_cid=verdict.destination_cid,
+                            source_cid=verdict.source_cid,
+                            retry_cid=os.urandom(engines.CONNECTION_ID_BYTES),
+                            now=now,
+                        ),
+                        address,
+                    )
+                )
+            return
+        original = self._tokens.check(verdict.token, address, verdict.destination_cid, now)
+        if original is None:
+            self.counters.bad_tokens += 1
+            return
+        if not self._may_accept(address, now):
+            self.counters.over_budget += 1
+            return
+        engine = engines.accept(
+            self._credentials(),
+            settings=self._engine_settings,
+            original_destination_cid=original,
+            retry_source_cid=verdict.destination_cid,
+            admit=self._admit,
+            wall=self._wall,
+        )
+        link = Link(
+            engine,
+            self._settings,
+            dialled=False,
+            address=address,
+            expected=None,
+            wall=self._wall,
+            now=now,
+        )
+        self.counters.accepted += 1
+        self._adopt(link)
+        self._by_cid[verdict.destination_cid] = link
+        link.connection_ids.add(verdict.destination_cid)
+        self._feed(link, data, address, now)
+
+    def _may_accept(self, address: Address, now: float) -> bool:
+        settings = self._settings
+        charged = settings.rate_limits and not settings.loopback
+        return (not charged or self._budget.may_accept(address[0], now)) and (
+            len(self._half_open) < settings.half_open_max
+            and len(self._links) < settings.links_max
+            and self._per_address.get(address[0], 0) < settings.links_per_address_max
+        )
+
+    def _adopt(self, link: Link) -> None:
+        self._links[link] = None
+        self._half_open[link] = None
+        host = link.address[0]
+        self._per_address[host] = self._per_address.get(host, 0) + 1
+        self._refresh_cids(link)
+        self._touched[link] = None
+
+    def _feed(self, link: Link, data: bytes, address: Address, now: float) -> None:
+        self._touched[link] = None
+        try:
+            changes = link.engine.address_changes
+            link.receive(data, address, now)
+            if link.engine.address_changes != changes:
+                self._tell_security(
+                    "link.address_changed", peer=link.engine.peer_id, address=_show(address)
+                )
+        except Exception:
+            self._hard_drop(link, now)
+            return
+        self._take(link, now)
+
+    def transmit(self, now: float) -> list[tuple[bytes, Address]]:
+        """Return what the links that were touched have to send, each with its address."""
+        out, self._outgoing = self._outgoing, []
+        while self._touched:
+            touched, self._touched = self._touched, {}
+            for link in touched:
+                if link not in self._links:
+                    continue
+                try:
+                    link.flush(now)
+                    out += link.engine.datagrams_to_send(now)
+                    if link.datagrams_waiting:
+                        link.flush(now)
+                        out += link.engine.datagrams_to_send(now)
+                except Exception:
+                    self._hard_drop(link, now)
+                    continue
+                self._take(link, now)
+                self._touched.pop(link, None)
+                self._arm(link)
+        self.counters.datagrams_out += len(out)
+        return out
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `advance` has work, or None."""
+        while self._timers:
+            due, _, link = self._timers[0]
+            if link.timer == due and link in self._links:
+                break
+            heapq.heappop(self._timers)
+        deadline = self._timers[0][0] if self._timers else None
+        for peer, wanted in self._wants.items():
+            if wanted.dialling is not None or peer in self._pairs:
+                continue
+            if deadline is None or wanted.next_dial_at < deadline:
+                deadline = wanted.next_dial_at
+        return deadline
+
+    def advance(self, now: float) -> None:
+        """Do what is due at `now`."""
+        while self._timers and self._timers[0][0] <= now:
+            due, _, link = heapq.heappop(self._timers)
+            if link.timer != due or link not in self._links:
+                continue
+            link.timer = None
+            self._touched[link] = None
+            try:
+                link.advance(now)
+            except Exception:
+                self._hard_drop(link, now)
+                continue
+            self._take(link, now)
+        for peer, wanted in tuple(self._wants.items()):
+            if (
+                wanted.dialling is None
+                and peer not in self._pairs
+                and wanted.next_dial_at <= now
+                and wanted.addresses
+            ):
+                address = wanted.addresses[wanted.failures % len(wanted.addresses)]
+                wanted.dialling = self.dial(address, peer, now)
+
+    def _arm(self, link: Link) -> None:
+        due = link.next_deadline()
+        if link.timer is not None and link.timer <= due:
+            # It fires a little early, finds nothing due, and is armed again.
+            return
+        link.timer = due
+        self._timer_number += 1
+        heapq.heappush(self._timers, (due, self._timer_number, link))
+
+    # --- events of links ------------------------------------------------------------------------
+
+    def poll(self) -> list[Event]:
+        """Return what happened since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def _take(self, link: Link, now: float) -> None:
+        """Take a link's events; what it says before it is greeted never gets further."""
+        try:
+            events, hellos, shaken = link.take_events(now)
+        except Exception:
+            self._hard_drop(link, now)
+            return
+        if shaken and not link.dialled:
+            link.greet(self._make_hello(link))
+        self._refresh_cids(link)
+        for hello in hellos:
+            self._on_hello(link, hello, now)
+        if link.state in (LinkState.UP, LinkState.DRAINING):
+            self._events += events
+            self._events += link.writable()
+            for event in events:
+                if isinstance(event, Received) and isinstance(event.message, Wanted):
+                    self._on_wanted(link, now)
+        elif link.announced:
+            self._events += events
+        pair = self._pairs.get(link.engine.peer_id) if link.engine.peer_id else None
+        if pair is not None and pair.contenders:
+            self._settle(pair, now)
+        if link.state in (LinkState.CLOSING, LinkState.CLOSED):
+            self._on_ended(link, now)
+
+    def _refresh_cids(self, link: Link) -> None:
+        current = link.engine.connection_ids
+        known = link.connection_ids
+        for cid in current:
+            if cid not in known:
+                known.add(cid)
+                self._by_cid[cid] = link
+        if len(known) > len(current) + 2:
+            live = set(current)
+            for cid in [each for each in known if each not in live]:
+                known.discard(cid)
+                if self._by_cid.get(cid) is link:
+                    del self._by_cid[cid]
+
+    def _make_hello(self, link: Link) -> Hello:
+        peer = link.peer
+        replaces = b""
+        return Hello(
+            major=wire.MAJOR,
+            minor=wire.MINOR,
+            features=0,
+            cluster=self._credentials().cluster,
+            record=self._record(),
+            datagram_bytes_max=self._settings.packet_bytes,
+            link_id=new_link_id(),
+            wanted=peer in self._wants or self._wanted(peer),
+            replaces=replaces,
+            yours=self._yours(peer),
+        )
+
+    def _on_hello(self, link: Link, hello: Hello, now: float) -> None:
+        if hello.major != wire.MAJOR:
+            link.close(CloseCode.VERSION, f"wire version {wire.MAJOR} is spoken", now)
+            return
+        if hello.cluster != self._credentials().cluster:
+            link.close(CloseCode.WRONG_CLUSTER, "another cluster", now)
+            return
+        if hello.record.node_id != link.peer:
+            link.close(CloseCode.IDENTITY_MISMATCH, "record of another identity", now)
+            return
+        if link.dialled:
+            link.greet(self._make_hello(link))
+        self._half_open.pop(link, None)
+        link.become_up(now)
+        self._on_greeted(link, hello, now)
+
+    def _on_greeted(self, link: Link, hello: Hello, now: float) -> None:
+        """Decide between links of one pair.
+
+        A newer epoch wins at once: the peer has restarted. A link that says `replaces` replaces.
+        With equal epochs nobody is refused before the incumbent has proved itself: it is pinged;
+        no answer within a second, and the newcomer wins; an answer, and the dials have crossed:
+        the one dialled by the smaller NodeId stays, and the other delivers what it holds.
+        """
+        peer = link.peer
+        wanted = self._wants.get(peer)
+        if wanted is not None:
+            wanted.failures = 0
+            if wanted.dialling is link:
+                wanted.dialling = None
+        pair = self._pairs.get(peer)
+        if pair is None:
+            self._pairs[peer] = _Pair(link)
+            link.announced = True
+            self._events.append(LinkUp(link, peer, hello, link.address if link.dialled else None))
+            return
+        incumbent = pair.up
+        assert incumbent.hello is not None
+        old, new = incumbent.hello.record.epoch, hello.record.epoch
+        if new > old:
+            for each in (incumbent, *pair.others()):
+                each.close(CloseCode.DUPLICATE_LINK, "peer restarted", now)
+                self._touched[each] = None
+            self._events.append(
+                LinkDown(incumbent, peer, CloseCode.DUPLICATE_LINK, "peer restarted", False)
+            )
+            self._pairs[peer] = _Pair(link)
+            link.announced = True
+            self._events.append(LinkUp(link, peer, hello, link.address if link.dialled else None))
+        elif new < old:
+            link.close(CloseCode.DUPLICATE_LINK, "older epoch", now)
+        elif hello.replaces and hello.replaces in (incumbent.link_id, incumbent.hello.link_id):
+            self._replace(pair, link, now)
+        else:
+            pair.contenders.append(link)
+            incumbent.ping_incumbent(now)
+            self._touched[incumbent] = None
+
+    def _settle(self, pair: _Pair, now: float) -> None:
+        incumbent = pair.up
+        if incumbent.state is not LinkState.UP or incumbent.incumbent_failed:
+            self._fail_over(pair, now)
+            return
+        if not incumbent.incumbent_proved:
+            return
+        smaller = min(self._me, incumbent.peer)
+        contenders, pair.contenders = pair.contenders, []
+        for link in contenders:
+            if link.state is not LinkState.UP:
+                continue
+            if self._dialler_of(link) == smaller and self._dialler_of(pair.up) != smaller:
+                self._replace(pair, link, now)
+            else:
+                link.drain(now)
+                link.announced = True
+                pair.draining.append(link)
+                self._touched[link] = None
+
+    def _dialler_of(self, link: Link) -> NodeId:
+        return self._me if link.dialled else link.peer
+
+    def _replace(self, pair: _Pair, link: Link, now: float) -> None:
+        old, pair.up = pair.up, link
+        if link in pair.contenders:
+            pair.contenders.remove(link)
+        old.drain(now)
+        pair.draining.append(old)
+        link.announced = True
+        self.counters.replaced += 1
+        self._touched[old] = None
+        assert link.hello is not None
+        self._events.append(LinkReplaced(link, link.peer, link.hello))
+
+    def _fail_over(self, pair: _Pair, now: float) -> None:
+        """The incumbent is gone or silent: what it held is lost, so the peer is new to the core."""
+        old = pair.up
+        living = [each for each in pair.contenders if each.state is LinkState.UP]
+        if not living:
+            return
+        link = living[0]
+        pair.contenders.remove(link)
+        pair.up = link
+        if old.state is LinkState.UP:
+            old.close(CloseCode.DUPLICATE_LINK, "silent", now)
+            self._touched[old] = None
+        link.announced = True
+        assert link.hello is not None
+        self._events.append(LinkDown(old, link.peer, old.close_code, old.close_reason, False))
+        self._events.append(
+            LinkUp(link, link.peer, link.hello, link.address if link.dialled else None)
+        )
+
+    def _on_wanted(self, link: Link, now: float) -> None:
+        peer = link.peer
+        if not link.peer_wants and peer not in self._wants:
+            pair = self._pairs.get(peer)
+            if pair is not None and pair.up is link:
+                self._close_pair(pair, CloseCode.GOING_AWAY, "not wanted", now)
+
+    def _close_pair(self, pair: _Pair, code: int, reason: str, now: float) -> None:
+        for link in (pair.up, *pair.others()):
+            link.close(code, reason, now)
+            self._touched[link] = None
+            self._on_ended(link, now)
+
+    def _on_ended(self, link: Link, now: float) -> None:
+        """A link is closing or closed: tell once, and forget it when its last words are out."""
+        if link.state is LinkState.CLOSED:
+            self._forget(link)
+        if link.ended:
+            return
+        link.ended = True
+        self._half_open.pop(link, None)
+        if link.hello is None or link.engine.peer_id is None:
+            self._on_never_up(link, now)
+            return
+        pair = self._pairs.get(link.peer)
+        if pair is None:
+            if not link.announced:
+                self._on_never_up(link, now)
+            return
+        for group in (pair.contenders, pair.draining):
+            if link in group:
+                group.remove(link)
+                return
+        if pair.up is not link:
+            return
+        if any(each.state is LinkState.UP for each in pair.contenders):
+            self._fail_over(pair, now)
+            return
+        del self._pairs[link.peer]
+        for other in pair.others():
+            other.close(CloseCode.GOING_AWAY, "pair is down", now)
+            self._touched[other] = None
+        self._events.append(
+            LinkDown(link, link.peer, link.close_code, link.close_reason, link.closed_by_peer)
+        )
+        wanted = self._wants.get(link.peer)
+        if wanted is not None:
+            wanted.next_dial_at = now + self._rng.uniform(*FIRST_REDIAL_S)
+            if self._me > link.peer:
+                wanted.next_dial_at += self._rng.uniform(*LARGER_WAITS_S)
+
+    def _on_never_up(self, link: Link, now: float) -> None:
+        failure = link.engine.failure
+        if failure is not None:
+            self.counters.rejected += 1
+            self._tell_rejection(link, now)
+        if not link.dialled:
+            return
+        error = self._explain(link)
+        self._events.append(DialFailed(link.address, link.expected, error))
+        if link.expected is None:
+            return
+        wanted = self._wants.get(link.expected)
+        if wanted is None or wanted.dialling is not link:
+            return
+        wanted.dialling = None
+        wanted.failures += 1
+        first, largest = self._settings.redial_s
+        wait = self._rng.uniform(0.0, min(largest, first * 2 ** min(wanted.failures, 16)))
+        if link.alert in _OUR_FAULT_ALERTS:
+            wait = max(wait, self._settings.refused_floor_s)
+        wanted.next_dial_at = now + max(wait, FIRST_REDIAL_S[0])
+
+    def _explain(self, link: Link) -> PlumtreeError:
+        where = _show(link.address)
+        failure = link.engine.failure
+        if failure is not None:
+            fix = next((each.fix for each in CHECKS if each.step == failure.step), "")
+            return IdentityError(
+                f"we refused {where} at step {failure.step} of the check: {failure.reason} ({fix})"
+            )
+        if link.alert is not None:
+            return IdentityError(
+                f"{where} refused us with TLS alert {link.alert} ({_alert_name(link.alert)}); "
+                "compare the two certificates with `plumtree-quic certs inspect`"
+            )
+        match link.close_code:
+            case CloseCode.WRONG_CLUSTER:
+                return IdentityError(
+                    f"{where} belongs to another cluster than {self._credentials().cluster!r}; "
+                    "give both the same cluster name"
+                )
+            case CloseCode.VERSION:
+                return LinkError(f"{where} speaks another wire version; upgrade the older node")
+            case CloseCode.IDENTITY_MISMATCH:
+                return IdentityError(f"{where} sent a record that is not of its certificate")
+            case 0:
+                return LinkError(
+                    f"no answer from {where} within {self._settings.handshake_s:g} s: nothing "
+                    "listens there, or UDP does not pass"
+                )
+        return LinkError(f"{where} closed the link: code {link.close_code:#x} {link.close_reason}")
+
+    def _forget(self, link: Link) -> None:
+        if link not in self._links:
+            return
+        del self._links[link]
+        self._half_open.pop(link, None)
+        host = link.first_host
+        left = self._per_address.get(host, 1) - 1
+        if left > 0:
+            self._per_address[host] = left
+        else:
+            self._per_address.pop(host, None)
+        for cid in link.connection_ids:
+            if self._by_cid.get(cid) is link:
+                del self._by_cid[cid]
+        link.connection_ids.clear()
+
+    def _hard_drop(self, link: Link, now: float) -> None:
+        """An exception came out of a connection: end it by our own hand, asking it for nothing."""
+        self.counters.hard_dropped += 1
+        if self.counters.hard_dropped <= REJECTIONS_PER_MINUTE:
+            logger.warning("a connection was dropped after an internal error", exc_info=True)
+        link.state = LinkState.CLOSED
+        link.close_reason = link.close_reason or "internal error"
+        self._on_ended(link, now)
+
+    # --- the security log -----------------------------------------------------------------------
+
+    def _tell_security(self, kind: str, **fields: object) -> None:
+        self._events.append(SecurityEvent(kind, fields))
+
+    def _tell_rejection(self, link: Link, now: float) -> None:
+        recent = [at for at in self._rejections if at > now - 60.0]
+        if len(recent) >= REJECTIONS_PER_MINUTE:
+            self._rejections = recent
+            return
+        recent.append(now)
+        self._rejections = recent
+        failure = link.engine.failure
+        assert failure is not None
+        self._tell_security(
+            "handshake.rejected",
+            step=failure.step,
+            alert=failure.alert,
+            reason=failure.reason,
+            detail=_escape(failure.detail),
+            address=_show(link.address),
+            dialled=link.dialled,
+        )
+        if failure.reason == "that is our own identity":
+            self._tell_security("identity.conflict", address=_show(link.address))
+
+
+def _wall() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _show(address: Address) -> str:
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _escape(text: str) -> str:
+    return ascii(text)[1:-1][:200]
+
+
+_ALERTS = {
+    40: "handshake_failure",
+    42: "bad_certificate",
+    43: "unsupported_certificate",
+    44: "certificate_revoked",
+    45: "certificate_expired",
+    47: "illegal_parameter",
+    48: "unknown_ca",
+    49: "access_denied",
+    50: "decode_error",
+    51: "decrypt_error",
+    80: "internal_error",
+    116: "certificate_required",
+    120: "no_application_protocol",
+}
+
+
+def _alert_name(alert: int) -> str:
+    return _ALERTS.get(alert, "unknown")
