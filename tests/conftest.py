@@ -1,14 +1,23 @@
-"""What holds for the whole suite: in CI a skipped test is a failed one."""
+"""What holds for the whole suite: with PLUMTREE_NO_SKIPS set, a skipped test is a failed one."""
 
 import os
 
 import pytest
 
 
+def _fail_if_skipped(report, what):
+    skipped = report.skipped and not hasattr(report, "wasxfail")
+    if skipped and os.environ.get("PLUMTREE_NO_SKIPS"):
+        report.outcome = "failed"
+        report.longrepr = f"{what} was skipped, and PLUMTREE_NO_SKIPS is set"
+    return report
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("PLUMTREE_NO_SKIPS"):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped, and PLUMTREE_NO_SKIPS is set"
-    return report
+    return _fail_if_skipped((yield), item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _fail_if_skipped((yield), collector.nodeid)
