@@ -20,6 +20,11 @@ from aioquic.quic import connection as quic
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicFrameType, QuicPacketType
+from aioquic.quic.packet_builder import (
+    QuicDeliveryState,
+    QuicPacketBuilder,
+    QuicPacketBuilderStop,
+)
 from aioquic.quic.recovery import QuicPacketRecovery
 
 from plumtree_quic.errors import ConfigError, LinkError, LocalProtocolError
@@ -63,13 +68,13 @@ ADDRESS_CHANGES_PER_MINUTE_MAX = 4
 PEER_ACK_DELAY_S_MAX = 0.1
 KEY_UPDATE_PACKETS = 1 << 20
 KEY_UPDATE_S = 3_600.0
+_FRAME_ROOM_BYTES_MIN = 32
+# With less room than this left, a packet is full.
 _TABLES_CHECKED_EVERY = 64
 # Datagrams between two looks at the tables that a peer can grow.
 # Acknowledge at once when so many packets are unacknowledged, else after ACK_DELAY_S: fewer
 # wake-ups at low rate, an open congestion window at high rate (RFC 9000, section 13.2.2).
 ACK_EVERY_PACKETS = 8
-_PADDING_TYPE = b"\x7f"
-_PROBE_HEADROOM_BYTES = 48
 # The delay stays below the 25 ms that aioquic announces.
 ACK_DELAY_S = 0.01
 
@@ -111,10 +116,10 @@ class EngineFailed(LinkError):
 class _Silence:
     """In place of aioquic's logger, which writes peer text and a line per packet (B23)."""
 
-    def debug(self, *_: Any) -> None: ...  # noqa: D102
-    def info(self, *_: Any) -> None: ...  # noqa: D102
-    def warning(self, *_: Any) -> None: ...  # noqa: D102
-    def error(self, *_: Any) -> None: ...  # noqa: D102
+    def debug(self, *_: Any) -> None: ...
+    def info(self, *_: Any) -> None: ...
+    def warning(self, *_: Any) -> None: ...
+    def error(self, *_: Any) -> None: ...
 
 
 @attrs.frozen(kw_only=True)
@@ -190,7 +195,7 @@ class _Refusal(quic.QuicConnectionError):
         super().__init__(error_code=code, frame_type=frame_type, reason_phrase=reason)
 
 
-class _Recovery(QuicPacketRecovery):  # type: ignore[misc]
+class _Recovery(QuicPacketRecovery):
     """aioquic's loss recovery, which also tells how many packets were lost, and how large."""
 
     lost = 0
@@ -211,8 +216,12 @@ class _Recovery(QuicPacketRecovery):  # type: ignore[misc]
         super()._on_packets_lost(packets=packets, **rest)
 
 
-class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
-    """aioquic's connection with our TLS context, windows and guards."""
+class AioquicEngine(quic.QuicConnection):
+    """aioquic's connection with our TLS context, windows and guards.
+
+    Attributes:
+        closed_by_peer: whether the peer ended the connection.
+    """
 
     def __init__(
         self,
@@ -225,22 +234,28 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
         self._policy = policy
         self._settings = settings
         self._queue: list[Any] = []
-        self._crypto_bytes = 0
+        self._lanes: list[Any] = []
+        self._crypto_bytes: dict[tls.Epoch, int] = {}
         self._address_changes: list[float] = []
-        self._known_address: Address | None = None
+        self._known_addresses: list[Address] = []
+        self._received = 0
         self._received_since_ack = 0
         self._ack_only = 0
-        self._size_probes: list[tuple[int, int]] = []
         self._fresh_at = 0.0
         self._keyed_at: float | None = None
         self._keyed_packets = 0
+        self._limits_due = True
+        self._used_when_limited = 0
+        self._size_probes: list[tuple[int, int]] = []
+        self.closed_by_peer = False
         self.tls: Any = None
         super().__init__(configuration=configuration, **roles)
+        self._logger: Any = _Silence()
+        self._loss._logger = None
         self._loss.__class__ = _Recovery
         self._ack_delay = ACK_DELAY_S
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = 0
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = settings.streams_max
-        self._window_total = settings.link_window_bytes
 
     # --- ours -----------------------------------------------------------------------------------
 
@@ -256,9 +271,22 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
         return leaf.not_valid_after_utc if leaf is not None else None
 
     @property
+    def close_event(self) -> events.ConnectionTerminated | None:
+        """How the connection ends or ended, as soon as that is known.
+
+        The ConnectionTerminated event itself comes only when the closing period is over.
+        """
+        return self._close_event
+
+    @property
+    def handshake_complete(self) -> bool:
+        """Whether the handshake is complete on this side."""
+        return self._handshake_complete
+
+    @property
     def report(self) -> list[StepResult]:
-        """The steps of the check that were taken, in order."""
-        return list(self.tls.report) if self.tls is not None else []
+        """The steps of the check that were taken, by number."""
+        return sorted(self.tls.report, key=_step) if self.tls is not None else []
 
     @property
     def failure(self) -> CheckFailed | None:
@@ -274,7 +302,7 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
         return leaf.public_bytes(Encoding.DER) if leaf is not None else None
 
     @property
-    def connection_ids(self) -> Iterable[bytes]:
+    def connection_ids(self) -> list[bytes]:
         """The connection IDs by which the peer may address us now."""
         return [each.cid for each in self._host_cids]
 
@@ -291,27 +319,32 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
     @property
     def has_unsent(self) -> bool:
         """Whether stream data waits for congestion control or flow control."""
-        return any(not stream.sender.buffer_is_empty for stream in self._queue)
+        return any(not stream.sender.buffer_is_empty for stream in self._lanes)
 
     def unacknowledged_bytes(self) -> int:
         """Stream bytes that were written and not yet acknowledged."""
         return sum(
-            stream.sender._buffer_stop - stream.sender._buffer_start for stream in self._queue
+            stream.sender._buffer_stop - stream.sender._buffer_start for stream in self._lanes
         )
 
     def ping(self, uid: int) -> None:
         """Send a PING; its acknowledgement is a PingAcknowledged event with `uid`."""
         self.send_ping(uid)
 
+    @property
+    def _recovery(self) -> _Recovery:
+        assert isinstance(self._loss, _Recovery)
+        return self._loss
+
     def path(self) -> PathStats:
         """What is known of the path."""
-        loss = self._loss
+        loss = self._recovery
         return PathStats(
             rtt_s=loss._rtt_smoothed,
             pto_s=loss.get_probe_timeout(),
             bytes_in_flight=loss.bytes_in_flight,
             window_bytes=loss.congestion_window,
-            lost=self._loss.lost,
+            lost=loss.lost,
             fresh_at=self._fresh_at,
         )
 
@@ -328,28 +361,33 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
 
         Larger ones during the handshake can block it for ever; raising later works.
         """
-        assert self._handshake_complete
+        if not self._handshake_complete:
+            raise LocalProtocolError("the packet size is 1,200 until the handshake is complete")
         self._max_datagram_size = size
-        self._loss._cc._max_datagram_size = size
-        self._loss._pacer._max_datagram_size = size
+        congestion: Any = self._loss._cc
+        congestion._max_datagram_size = size
         # RFC 9002, section 7.2: the initial window for this packet size.
         initial = min(10 * size, max(14_720, 2 * size))
-        self._loss._cc.congestion_window = max(self._loss._cc.congestion_window, initial)
+        congestion.congestion_window = max(congestion.congestion_window, initial)
+        self._loss._pacer._max_datagram_size = size
 
     def probe_packet_size(self, size: int, uid: int) -> None:
-        """Send one padded packet of about `size` bytes; PingAcknowledged(uid) says it passed."""
+        """Send one packet of exactly `size` bytes; PingAcknowledged with `uid` when it arrived.
+
+        It is not sent again when it is lost (RFC 8899, section 4.1).
+        """
         self._size_probes.append((size, uid))
 
     @property
     def large_losses(self) -> int:
         """Packets above 1,200 bytes that were lost since one was last acknowledged."""
-        return int(self._loss.lost_large_in_a_row)
+        return self._recovery.lost_large_in_a_row
 
     def rekey(self) -> None:
         """Update the packet protection keys (RFC 9001, section 6)."""
         self.request_key_update()
 
-    def close(  # type: ignore[override]
+    def close(
         self,
         error_code: int = 0,
         frame_type: int | None = None,
@@ -357,15 +395,46 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
     ) -> None:
         """Close with a short, plain reason: one longer than a packet is never sent (B6)."""
         super().close(
-            error_code=error_code,
-            frame_type=frame_type,
-            reason_phrase=reason_phrase.encode("ascii", "replace").decode()[:REASON_BYTES_MAX],
+            error_code=error_code, frame_type=frame_type, reason_phrase=_plain(reason_phrase)
         )
 
+    def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
+        """Write on one of our streams. Lower stream ids leave first, in whichever order they open.
+
+        Raises:
+            LocalProtocolError: before the handshake is complete (what an acceptor sends then goes
+                to somebody unknown, B53), or with 4 MiB unacknowledged on that stream (B35).
+            EngineFailed: the peer refused the stream, or the stream is not ours.
+        """
+        if not self._handshake_complete:
+            raise LocalProtocolError("nothing is sent before the handshake is complete")
+        stream = self._streams.get(stream_id)
+        try:
+            if stream is None:
+                # aioquic takes a lower id than the last one for a finished stream.
+                while self._local_next_stream_id_uni <= stream_id:
+                    opened = self._get_or_create_stream_for_send(self._local_next_stream_id_uni)
+                    self._lanes.append(opened)
+                stream = self._get_or_create_stream_for_send(stream_id)
+            elif len(stream.sender._buffer) + len(data) > STREAM_BUFFER_BYTES_MAX:
+                raise LocalProtocolError(f"4 MiB wait on stream {stream_id}")
+            stream.sender.write(data, end_stream=end_stream)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            # STOP_SENDING makes the next write fail in the writer's own call (B9).
+            raise EngineFailed(f"stream {stream_id}: {error}")
+
     def send_datagram_frame(self, data: bytes) -> None:
-        """Queue a DATAGRAM; an oversized one would block all later ones for ever (B13)."""
+        """Queue a DATAGRAM of at most 1,100 bytes; a larger one would block all others (B13).
+
+        Raises:
+            LocalProtocolError: it is too large, too early, or 256 wait already (B35).
+        """
         if len(data) > DATAGRAM_PAYLOAD_BYTES_MAX:
-            raise ValueError(f"a datagram of {len(data)} bytes is above 1,100")
+            raise LocalProtocolError(f"a datagram of {len(data)} bytes is above 1,100")
+        if not self._handshake_complete:
+            raise LocalProtocolError("nothing is sent before the handshake is complete")
+        if len(self._datagrams_pending) >= DATAGRAMS_PENDING_MAX:
+            raise LocalProtocolError("256 datagrams wait already")
         super().send_datagram_frame(data)
 
     # --- aioquic's, guarded ---------------------------------------------------------------------
@@ -375,74 +444,86 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
         MutualTlsContext.install(self.tls, self._policy)
 
     def receive_datagram(self, data: bytes, addr: Address, now: float) -> None:
-        """As the parent; then the tables that a peer can grow are held against their bounds."""
+        """As the parent; then the tables that a peer can grow are held against their bounds.
+
+        Raises:
+            EngineFailed: drop the connection by hand.
+        """
+        if not self._network_paths and self._retry_source_connection_id is not None:
+            # The Retry token came back from there: the address is proved (RFC 9000, 8.1.2).
+            self._network_paths = [quic.QuicNetworkPath(addr, is_validated=True)]
+        self._received += 1
         self._received_since_ack += 1
-        super().receive_datagram(data, addr, now)
-        if self._known_address is None:
-            self._known_address = addr
-        if len(self._network_paths) > 1 or addr != self._known_address:
-            self._check_address(addr, now)
+        try:
+            super().receive_datagram(data, addr, now)
+        except Exception as error:
+            raise EngineFailed(f"receiving failed: {error!r}"[:200])
+        if not self._is_client and (len(self._network_paths) > 1 or not self._known_addresses):
+            self._check_addresses(now)
+        if self._received % _TABLES_CHECKED_EVERY == 0:
+            self._check_tables()
+
+    def _check_tables(self) -> None:
         for space in self._spaces.values():
             if len(space.ack_queue) > ACK_RANGES_MAX or len(space.sent_packets) > SENT_PACKETS_MAX:
-                self.close(error_code=0x01, frame_type=0, reason_phrase="table limit")
+                self.close(quic.QuicErrorCode.INTERNAL_ERROR, 0, "table limit")
 
-    def _check_address(self, addr: Address, now: float) -> None:
-        if addr == self._known_address:
-            return
-        self._known_address = addr
-        recent = [at for at in self._address_changes if at > now - 60.0]
-        recent.append(now)
-        self._address_changes = recent
-        if len(recent) > ADDRESS_CHANGES_PER_MINUTE_MAX:
-            self.close(error_code=0x01, frame_type=0, reason_phrase="too many addresses")
+    def _check_addresses(self, now: float) -> None:
+        # Only packets that decrypted make paths, so that nobody else can spend this budget (B29).
+        known = self._known_addresses
+        for path in self._network_paths:
+            if path.addr not in known:
+                if known:
+                    self._address_changes.append(now)
+                known.append(path.addr)
+        current = self._network_paths[0].addr if self._network_paths else None
+        if current is not None and known[-1] != current:
+            known.remove(current)
+            known.append(current)
+            self._address_changes.append(now)
+        del known[: -quic.MAX_NETWORK_PATHS]
+        self._address_changes = [at for at in self._address_changes if at > now - 60.0]
+        if len(self._address_changes) > ADDRESS_CHANGES_PER_MINUTE_MAX:
+            self.close(quic.QuicErrorCode.PROTOCOL_VIOLATION, 0, "too many addresses")
 
     @property
     def address_changes(self) -> int:
         """How often the peer's address changed in the last minute."""
         return len(self._address_changes)
 
+    def handle_timer(self, now: float) -> None:
+        """As the parent. Raises EngineFailed: drop the connection by hand."""
+        try:
+            super().handle_timer(now)
+        except Exception as error:
+            raise EngineFailed(f"a timer failed: {error!r}"[:200])
+
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:
-        """As the parent, with our acknowledgement rhythm and key updates."""
-        if self._received_since_ack and self._handshake_complete:
-            space = self._spaces[tls.Epoch.ONE_RTT]
-            if space.ack_at is not None and self._received_since_ack >= ACK_EVERY_PACKETS:
-                space.ack_at = now
-        datagrams: list[tuple[bytes, Address]] = super().datagrams_to_send(now)
-        if self._size_probes and self._handshake_confirmed and not self.ended:
-            datagrams += self._send_size_probe(now)
-        if datagrams:
-            self._after_send(datagrams, now)
+        """As the parent, with our acknowledgement rhythm, size probes and key updates.
+
+        Raises:
+            EngineFailed: drop the connection by hand.
+        """
+        if not self._network_paths:
+            return []
+        try:
+            if self._handshake_complete:
+                self._before_send(now)
+            datagrams: list[tuple[bytes, Address]] = super().datagrams_to_send(now)
+            if self._size_probes and self._handshake_confirmed and not self.ended:
+                datagrams += self._send_size_probes(now)
+        except Exception as error:
+            raise EngineFailed(f"sending failed: {error!r}"[:200])
         return datagrams
 
-    def _send_size_probe(self, now: float) -> list[tuple[bytes, Address]]:
-        if self._datagrams_pending or self._loss.bytes_in_flight:
-            return []
-        size, uid = self._size_probes.pop(0)
-        usual, window = self._max_datagram_size, self._loss._cc.congestion_window
-        self._max_datagram_size = size
-        self._loss._cc.congestion_window = max(window, size)
-        # An unknown datagram type is ignored by the other side, and acknowledged by its engine.
-        self._datagrams_pending.append(_PADDING_TYPE + bytes(size - _PROBE_HEADROOM_BYTES))
-        self.send_ping(uid)
-        try:
-            sent: list[tuple[bytes, Address]] = super().datagrams_to_send(now)
-        finally:
-            self._max_datagram_size = usual
-            self._loss._cc.congestion_window = window
-            self._datagrams_pending.clear()
-        return sent
-
-    def _after_send(self, datagrams: list[tuple[bytes, Address]], now: float) -> None:
-        self._received_since_ack = 0
-        if self._loss.bytes_in_flight == 0 and not self.ended:
-            # Nothing of ours needs an acknowledgement; ask for one now and then, so that the
-            # table of packets that were only acknowledgements does not grow (B27).
-            self._ack_only += len(datagrams)
-            if self._ack_only >= ACK_ONLY_PACKETS_PER_PING:
-                self._ack_only = 0
-                self.send_ping(0)
-        else:
-            self._ack_only = 0
+    def _before_send(self, now: float) -> None:
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if space.ack_at is None:
+            self._received_since_ack = 0
+        elif self._received_since_ack >= ACK_EVERY_PACKETS or len(space.ack_queue) > 1:
+            # A gap is told at once: it is how the sender learns of a loss.
+            self._received_since_ack = 0
+            space.ack_at = now
         if not self._handshake_confirmed:
             return
         if self._keyed_at is None:
@@ -454,17 +535,62 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
             self._keyed_at, self._keyed_packets = now, self._packet_number
             self.rekey()
 
+    def _send_size_probes(self, now: float) -> list[tuple[bytes, Address]]:
+        datagrams: list[tuple[bytes, Address]] = []
+        for size, uid in self._size_probes:
+            builder = QuicPacketBuilder(
+                host_cid=self.host_cid,
+                is_client=self._is_client,
+                max_datagram_size=size,
+                packet_number=self._packet_number,
+                peer_cid=self._peer_cid.cid,
+                spin_bit=self._spin_bit,
+                version=quic.QuicProtocolVersion.VERSION_1,
+            )
+            builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[tls.Epoch.ONE_RTT])
+            builder.start_frame(
+                QuicFrameType.PING, handler=self._on_size_probe, handler_args=(uid,)
+            )
+            padding = builder.start_frame(QuicFrameType.PADDING)
+            padding.push_bytes(bytes(builder.remaining_buffer_space))
+            datagrams += self._flush_builder(
+                builder, self._network_paths[0], self._peer_cid.cid, now
+            )
+        self._size_probes.clear()
+        return datagrams
+
+    def _on_size_probe(self, delivery: QuicDeliveryState, uid: int) -> None:
+        if delivery is QuicDeliveryState.ACKED:
+            self._events.append(events.PingAcknowledged(uid=uid))
+
+    def _receive_retry_packet(self, header: Any, packet_without_tag: bytes, now: float) -> None:
+        # A token that leaves no room in a packet would silence us for ever (B40).
+        if header.token is not None and len(header.token) <= RETRY_TOKEN_BYTES_MAX:
+            super()._receive_retry_packet(header, packet_without_tag, now)
+
+    def _handle_connection_close_frame(self, context: Any, frame_type: int, buf: Buffer) -> None:
+        first = self._close_event is None
+        super()._handle_connection_close_frame(context, frame_type, buf)
+        if first and self._close_event is not None:
+            self.closed_by_peer = True
+            self._close_event.reason_phrase = _plain(self._close_event.reason_phrase)
+
     def _handle_crypto_frame(self, context: Any, frame_type: int, buf: Buffer) -> None:
         # Peek at offset and length (RFC 9000, section 19.6) before anything is allocated (B17).
         at = buf.tell()
-        offset, length = buf.pull_uint_var(), buf.pull_uint_var()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
         buf.seek(at)
         stream = self._crypto_streams[context.epoch]
-        if offset + length > stream.receiver.starting_offset() + CRYPTO_AHEAD_BYTES_MAX:
-            raise _Refusal(quic.QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, "too much crypto", frame_type)
-        self._crypto_bytes += length
-        if self._crypto_bytes > CRYPTO_BYTES_MAX:
-            raise _Refusal(quic.QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, "too much crypto", frame_type)
+        seen = self._crypto_bytes
+        seen[context.epoch] = max(seen.get(context.epoch, 0), end)
+        if (
+            end > stream.receiver.starting_offset() + CRYPTO_AHEAD_BYTES_MAX
+            or sum(seen.values()) > CRYPTO_BYTES_MAX
+        ):
+            self.tls.note_failure(CheckFailed(1, Alert.DECODE_ERROR, "handshake is too long"))
+            raise _Refusal(
+                quic.QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, "handshake is too long", frame_type
+            )
         self.tls.level = context.epoch
         super()._handle_crypto_frame(context, frame_type, buf)
 
@@ -486,6 +612,8 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
         super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
+        # We dialled an address and stay there.
+        self._remote_preferred_address = None
         if self._loss.max_ack_delay > PEER_ACK_DELAY_S_MAX:
             raise _Refusal(
                 quic.QuicErrorCode.TRANSPORT_PARAMETER_ERROR,
@@ -499,14 +627,20 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
                 QuicFrameType.CRYPTO,
             )
 
-    def _write_connection_limits(self, builder: Any, space: Any) -> None:
-        # consumed + constant: aioquic doubles a window when the highest offset seen passes half
-        # of it, so that 296 bytes reserve 128 MiB (B24), and likewise for streams (B25).
+    # --- windows: consumed + constant -------------------------------------------------------------
+    # aioquic doubles a window when the highest offset seen passes half of it, read or not, so that
+    # 296 bytes reserve 128 MiB (B24), and its stream limit likewise (B25). Bytes count as consumed
+    # when they have been handed out in order.
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: Any) -> None:
         del space
         limit = self._local_max_data
-        value = self._consumed() + self._window_total
-        if value - limit.value >= self._window_total // 2:
-            limit.value = value
+        if limit.used != self._used_when_limited:
+            self._used_when_limited = limit.used
+            consumed = sum(each.receiver.starting_offset() for each in self._streams.values())
+            value = consumed + self._settings.link_window_bytes
+            if value - limit.value >= self._settings.link_window_bytes // 2:
+                limit.value = value
         if limit.value != limit.sent:
             buf = builder.start_frame(
                 limit.frame_type,
@@ -517,10 +651,7 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
             buf.push_uint_var(limit.value)
             limit.sent = limit.value
 
-    def _consumed(self) -> int:
-        return sum(stream.receiver.starting_offset() for stream in self._streams.values())
-
-    def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: Any, stream: Any) -> None:
         del space
         if not stream.max_stream_data_local:
             return
@@ -539,6 +670,110 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
             buf.push_uint_var(stream.max_stream_data_local)
             stream.max_stream_data_local_sent = stream.max_stream_data_local
 
+    def _on_connection_limit_delivery(self, delivery: QuicDeliveryState, limit: Any) -> None:
+        super()._on_connection_limit_delivery(delivery, limit)
+        self._limits_due = self._limits_due or delivery is not QuicDeliveryState.ACKED
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: Any) -> None:
+        super()._on_max_stream_data_delivery(delivery, stream)
+        self._limits_due = self._limits_due or delivery is not QuicDeliveryState.ACKED
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def _write_application(self, builder: QuicPacketBuilder, network_path: Any, now: float) -> None:
+        """What nearly every packet holds, without the parent's loops over all streams.
+
+        Whatever is rare (connection IDs, path validation, resets, 1-RTT crypto) is left to the
+        parent. Streams leave in the order of their ids: they are lanes, and lanes are priorities.
+        """
+        if self._is_rare(network_path):
+            super()._write_application(builder, network_path, now)
+            return
+        crypto = self._cryptos[tls.Epoch.ONE_RTT]
+        space: Any = self._spaces[tls.Epoch.ONE_RTT]
+        if self._local_max_data.used != self._used_when_limited:
+            self._limits_due = True
+        while True:
+            if space.ack_at is None or space.ack_at > now:
+                if not self._has_pending():
+                    return
+                self._pacing_at = self._loss._pacer.next_send_time(now=now)
+                if self._pacing_at is not None:
+                    return
+            builder.start_packet(QuicPacketType.ONE_RTT, crypto)
+            packet: Any = builder._packet
+            if space.ack_at is not None:
+                # It rides along, due or not (RFC 9000, section 13.2.1).
+                self._write_ack_frame(builder, space, now)
+                self._received_since_ack = 0
+                self._ack_only += 1
+            self._write_pending(builder, space)
+            if packet.is_ack_eliciting:
+                self._ack_only = 0
+            if builder.packet_is_empty:
+                return
+            self._loss._pacer.update_after_send(now=now)
+
+    def _is_rare(self, network_path: Any) -> bool:
+        return (
+            not self._handshake_complete
+            or not network_path.is_validated
+            or self._handshake_done_pending
+            or bool(network_path.remote_challenges)
+            or bool(self._retire_connection_ids)
+            or self._streams_blocked_pending
+            or not self._crypto_streams[tls.Epoch.ONE_RTT].sender.buffer_is_empty
+            or not all(each.was_sent for each in self._host_cids)
+            or any(each.sender.reset_pending for each in self._lanes)
+        )
+
+    def _has_pending(self) -> bool:
+        if self._limits_due or self._datagrams_pending or self._ping_pending or self._probe_pending:
+            return True
+        return any(not each.sender.buffer_is_empty for each in self._lanes)
+
+    def _write_pending(self, builder: QuicPacketBuilder, space: Any) -> None:
+        if self._limits_due:
+            self._write_connection_limits(builder, space)
+            for stream in self._streams.values():
+                self._write_stream_limits(builder, space, stream)
+            self._limits_due = False
+        if self._ack_only >= ACK_ONLY_PACKETS_PER_PING:
+            # A peer that never has to acknowledge would let our table grow for ever (B27).
+            self._probe_pending = True
+            self._ack_only = 0
+        if self._ping_pending:
+            self._write_ping_frame(builder, self._ping_pending)
+            self._ping_pending.clear()
+        if self._probe_pending:
+            self._write_ping_frame(builder)
+            self._probe_pending = False
+        while self._datagrams_pending:
+            try:
+                self._write_datagram_frame(
+                    builder, self._datagrams_pending[0], QuicFrameType.DATAGRAM_WITH_LENGTH
+                )
+            except QuicPacketBuilderStop:
+                break
+            self._datagrams_pending.popleft()
+        for stream in self._lanes:
+            sender = stream.sender
+            if sender.buffer_is_empty or stream.is_blocked:
+                continue
+            self._remote_max_data_used += self._write_stream_frame(
+                builder,
+                space,
+                stream,
+                min(
+                    sender.highest_offset + self._remote_max_data - self._remote_max_data_used,
+                    stream.max_stream_data_remote,
+                ),
+            )
+            if not len(sender._pending) and not sender._pending_eof:
+                sender.buffer_is_empty = True
+            elif builder.remaining_flight_space < _FRAME_ROOM_BYTES_MIN:
+                return
+
     # aioquic serves streams round robin; ours are lanes, and lanes are priorities. A link opens
     # its streams in lane order, so that the order of stream ids is the order of urgency.
 
@@ -551,6 +786,15 @@ class AioquicEngine(quic.QuicConnection):  # type: ignore[misc]
     @_streams_queue.setter
     def _streams_queue(self, value: list[Any]) -> None:
         self._queue = value
+
+
+def _plain(text: str) -> str:
+    """A reason that is safe to send and to log: printable ASCII, cut."""
+    return "".join(each if " " <= each <= "~" else "?" for each in text[:REASON_BYTES_MAX])
+
+
+def _step(result: StepResult) -> int:
+    return result.step
 
 
 def _stream_id(stream: Any) -> int:
@@ -633,6 +877,11 @@ def _configuration(
         max_stream_data=settings.stream_window_bytes,
         max_datagram_size=HANDSHAKE_PACKET_BYTES,
         max_datagram_frame_size=65_535,
+        cipher_suites=[
+            tls.CipherSuite.AES_128_GCM_SHA256,
+            tls.CipherSuite.AES_256_GCM_SHA384,
+            tls.CipherSuite.CHACHA20_POLY1305_SHA256,
+        ],
         supported_versions=[quic.QuicProtocolVersion.VERSION_1],
         # SNI would name the peer in clear text, and we do not judge names.
         server_name=None,
