@@ -227,8 +227,9 @@ class PlumtreeConfig:
     """
 
     max_peers: int | None = _count(None, 2, 256, optional=True)
-    """Members up to which everybody links to everybody; None means 16. Above it links go to ring
-    neighbours only. A full mesh has fewest hops and costs links. None (guide)."""
+    """Members up to which everybody links to everybody, and the most links above that; None means
+    16, and no bound but the rings'. Above it links go to ring neighbours. A full mesh has fewest
+    hops and costs links. None (guide)."""
 
     eager_fanout: int = _count(3, 1, 64)
     """Links on which a new origin's messages are pushed until its tree has formed, above
@@ -248,7 +249,8 @@ class PlumtreeConfig:
     takes memory. 60 / 30 / 120 / 90 s (guide)."""
 
     message_cache_max_size: int = _count(10_000, 1, 10_000_000)
-    """Messages kept for that; the oldest go first. 10,000 / 10,000 / 20,000 / 50,000 (guide)."""
+    """Messages kept for that; above it the oldest go, but none for which grafts may still be on
+    their way. 10,000 / 10,000 / 20,000 / 50,000 (guide)."""
 
     optimization_threshold: int = _count(3, 0, 255)
     """Hops by which an announcement must beat the parent to take its place (paper, section 3.8).
@@ -290,8 +292,8 @@ class PlumtreeConfig:
     fields. False / False / True / True (guide)."""
 
     protect_ring_neighbors: bool = _flag(True)
-    """Whether ring neighbours are never evicted by a cap and always owed an announcement. It never
-    means that a push may not be pruned. True / False / True / True (guide)."""
+    """Whether ring neighbours are above `max_eager_peers`, so that their grafts are never refused
+    as `full`. It never means that a push may not be pruned. True / False / True / True (guide)."""
 
     max_protected_neighbors: int = _one_of(4, (0, 2, 4))
     """How many of them: the next one on either side, or two. 4 / 2 / 4 / 4 (guide)."""
@@ -301,7 +303,7 @@ class PlumtreeConfig:
     Bounds what one node uploads, deepens the tree. None / None / None / 8 (guide)."""
 
     max_lazy_peers: int | None = _count(None, 1, 4_096, optional=True)
-    """Links that get announcements of one origin at most, protected ones aside.
+    """Links beside `eager_fanout` at most; a full mesh of more becomes rings.
     None / None / None / 50 (guide)."""
 
     sync: SyncConfig = attrs.field(factory=SyncConfig, validator=_is_part)

@@ -284,6 +284,9 @@ class Overlay:
     def _follow(self, now: float) -> list[Effect]:
         """Want what should be wanted now; note what is not wanted any more."""
         changed = self._choose_mode()
+        if self._mesh and len(self._desired) != len(self._addresses):
+            # A mesh wants a newcomer wherever it stands, also where no ring of ours has changed.
+            changed = True
         for ring in self._rings:
             if ring.dirty:
                 self._walk(ring)
