@@ -61,7 +61,7 @@ class Credentials:
     leaf: x509.Certificate
     leaf_der: bytes = attrs.field(repr=False)
     chain_der: tuple[bytes, ...] = attrs.field(repr=False)
-    """The intermediates, without the leaf and without the anchor."""
+    """The intermediates, without the leaf and without the root."""
     key: PrivateKey = attrs.field(repr=False)
     anchors: tuple[x509.Certificate, ...] = attrs.field(repr=False)
     node_id: NodeId
@@ -158,8 +158,9 @@ class QuicConfig:
         anchors = load_certificates(pems[2], ca_name)
         leaf, *chain = certificates
         _check_pair(certificates, cert_name, key, key_name)
-        # An anchor sent along is of no use to the peer, which has its own.
-        chain = [each for each in chain if each not in anchors]
+        # A root sent along is of no use to the peer, which has its own. An intermediate may be:
+        # not everybody need trust the same level.
+        chain = [each for each in chain if each not in anchors or each.subject != each.issuer]
         if 1 + len(chain) > CHAIN_CERTIFICATES_MAX:
             raise CredentialsError(
                 f"{cert_name} holds {1 + len(chain)} certificates; at most "
