@@ -308,17 +308,12 @@ class Driver:
     def _is_idle(self) -> bool:
         if self._outbox:
             return False
-        return all(
-            link.backlog(lane) == 0
-            for link in self._endpoint.links()
-            for lane in (Lane.CONTROL, Lane.IHAVE, Lane.GOSSIP, Lane.SYNC, Lane.DIRECT)
-        ) and all(link.path().bytes_in_flight == 0 for link in self._endpoint.links())
+        return all(link.unacknowledged() == 0 for link in self._endpoint.links())
 
     def unsent(self) -> int:
         """Bytes that were accepted and have not left this node."""
         return self._outbox_bytes + sum(
-            link.backlog(Lane.GOSSIP) + link.backlog(Lane.DIRECT)
-            for link in self._endpoint.links()
+            link.backlog(Lane.GOSSIP) + link.backlog(Lane.DIRECT) for link in self._endpoint.links()
         )
 
     async def close(self, timeout_s: float) -> None:

@@ -404,9 +404,7 @@ class Node:
         driver.start()
         self._driver = driver
         self._state = "running"
-        logger.info(
-            "node %s listens on %s", self.id, self.address, extra={"event": "node.started"}
-        )
+        logger.info("node %s listens on %s", self.id, self.address, extra={"event": "node.started"})
 
     def _new_epoch(self) -> int:
         epoch = time.time_ns() // 1_000_000
@@ -509,9 +507,7 @@ class Node:
         assert driver is not None
         unsent = driver.unsent()
         if unsent:
-            logger.warning(
-                "shut down with %d bytes unsent", unsent, extra={"event": "node.unsent"}
-            )
+            logger.warning("shut down with %d bytes unsent", unsent, extra={"event": "node.unsent"})
         await driver.close(min(1.0, self.config.shutdown_timeout))
         for subscription in tuple(self._subscriptions):
             subscription.close()
@@ -549,7 +545,9 @@ class Node:
         receipt = Receipt(MessageId(self.id, driver.epoch, seq))
         own = [each for each in self._subscriptions if each.own]
         if own:
-            message = Message(self.id, driver.epoch, seq, topic, bytes(payload), 0, time.monotonic())
+            message = Message(
+                self.id, driver.epoch, seq, topic, bytes(payload), 0, time.monotonic()
+            )
             for subscription in own:
                 if subscription.topic is None or subscription.topic == topic:
                     subscription._put(message)
@@ -843,7 +841,9 @@ class Node:
         logger.warning("security event: %s", kind, extra={"event": kind, **_prefixed(fields)})
         if self._delegate is not None:
             self._call("on_security_event", kind, fields)
-        self._publish(ClusterEvent("on_security_event", None, time.monotonic(), dict(fields, kind=kind)))
+        self._publish(
+            ClusterEvent("on_security_event", None, time.monotonic(), dict(fields, kind=kind))
+        )
 
     def superseded(self, epoch: int) -> None:
         """Sink: a later start of our identity lives; this node stops."""
@@ -886,9 +886,7 @@ class Node:
         except WireError:
             return False
         for offset, (topic, payload) in enumerate(messages):
-            message = Message(
-                origin, bundle.epoch, bundle.first + offset, topic, payload, 0, at
-            )
+            message = Message(origin, bundle.epoch, bundle.first + offset, topic, payload, 0, at)
             if self._call("validate", message) is not True:
                 return False
         return True
