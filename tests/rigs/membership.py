@@ -397,9 +397,7 @@ class Cluster:
         other = self.hosts.get(name)
 
         def done():
-            if node_id(name) in host.links:
-                self.input(host, lambda core: core.seed_failed(where, self.now))
-            elif not self.connect(host, name, where):
+            if node_id(name) in host.links or not self.connect(host, name, where):
                 self.input(host, lambda core: core.seed_failed(where, self.now))
 
         fails = other is None or not self.passes(host.name, name)

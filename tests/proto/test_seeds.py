@@ -1,0 +1,173 @@
+"""Whom to dial beside the overlay's neighbours, and how often."""
+
+import itertools
+from random import Random
+
+from plumtree_quic.proto.effects import DialSeed
+from plumtree_quic.proto.seeds import (
+    DEAD_BACKOFF_MAX_S,
+    DEAD_MEMORY_S,
+    SEED_BACKOFF_MAX_S,
+    Seeds,
+)
+from tests.rigs.membership import node_id
+
+
+def seeds(*own, seed=1):
+    return Seeds(own or ("me:1",), Random(seed))
+
+
+def play(machine, until, now=0.0, fail=True):
+    """Run timers up to `until`; every dial fails at once. Returns [(when, address)]."""
+    dials = []
+    while (deadline := machine.next_deadline()) is not None and deadline <= until:
+        now = max(now, deadline)
+        for effect in machine.advance(now):
+            dials.append((now, effect.address))
+            if fail:
+                machine.failed(effect.address, now)
+    return dials
+
+
+def test_all_seeds_are_dialled_in_parallel_at_once():
+    assert seeds().add(["a:1", "b:1"], 0.0) == [DialSeed("a:1"), DialSeed("b:1")]
+
+
+def test_m20_our_own_address_is_never_dialled():
+    machine = seeds("me:1")
+    assert machine.add(["me:1"], 0.0) == []
+    assert machine.next_deadline() is None
+
+
+def test_m20_a_dead_seed_is_tried_for_ever_with_backoff_and_below_one_dial_a_second():
+    machine = seeds()
+    machine.add(["a:1"], 0.0)
+    machine.failed("a:1", 0.0)
+    times = [when for when, _ in play(machine, 3_600.0)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert len(times) > 100
+    assert min(gaps) >= 1.0
+    assert max(gaps) <= SEED_BACKOFF_MAX_S
+    assert max(gaps[:3]) < max(gaps)
+
+
+def test_a_dial_whose_end_nobody_reports_is_tried_again():
+    machine = seeds()
+    machine.add(["a:1"], 0.0)
+    assert play(machine, 31.0, fail=False) == [(30.0, "a:1")]
+
+
+def test_a_seed_that_answered_rests():
+    machine = seeds()
+    machine.add(["a:1"], 0.0)
+    machine.answered("a:1", 0.1)
+    machine.member_alive(node_id("a"), ("a:1",), 0.1)
+    assert machine.answered_count() == 1
+    assert play(machine, 3_600.0) == []
+
+
+def test_a_seed_is_counted_once_however_often_it_answers():
+    machine = seeds()
+    machine.add(["a:1"], 0.0)
+    machine.answered("a:1", 0.1)
+    machine.answered("a:1", 0.2)
+    assert machine.answered_count() == 1
+
+
+def test_a_seed_at_a_living_members_address_is_not_dialled():
+    machine = seeds()
+    machine.member_alive(node_id("a"), ("a:1",), 0.0)
+    assert machine.add(["a:1", "b:1"], 0.0) == [DialSeed("b:1")]
+
+
+def test_a_seed_is_tried_again_when_the_member_at_its_address_is_gone():
+    machine = seeds()
+    machine.add(["a:1"], 0.0)
+    machine.answered("a:1", 0.1)
+    machine.member_alive(node_id("a"), ("a:1",), 0.1)
+    machine.member_alive(node_id("b"), ("b:1",), 0.1)
+    machine.member_left(node_id("a"), 10.0)
+    assert play(machine, 13.0, now=10.0)[0][1] == "a:1"
+
+
+def test_a_seed_that_is_a_name_rests_until_we_are_alone():
+    machine = seeds()
+    machine.add(["seed.example:1"], 0.0)
+    machine.answered("seed.example:1", 0.1)
+    machine.member_alive(node_id("a"), ("10.0.0.1:1",), 0.1)
+    machine.member_alive(node_id("b"), ("10.0.0.2:1",), 0.1)
+    machine.member_left(node_id("a"), 10.0)
+    assert play(machine, 100.0) == []
+    machine.member_left(node_id("b"), 100.0)
+    assert play(machine, 103.0, now=100.0)[0][1] == "seed.example:1"
+
+
+def test_a_dead_member_is_tried_again_with_backoff_up_to_five_minutes():
+    machine = seeds()
+    machine.member_alive(node_id("a"), ("a:1",), 0.0)
+    machine.member_dead(node_id("a"), 0.0)
+    times = [when for when, _ in play(machine, 7_200.0)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert times[0] <= 5.0
+    assert max(gaps) <= DEAD_BACKOFF_MAX_S
+    assert min(gaps[10:]) >= DEAD_BACKOFF_MAX_S / 2
+
+
+def test_a_dead_member_is_tried_at_all_its_addresses_in_turn():
+    machine = seeds()
+    machine.member_alive(node_id("a"), ("a:1", "a:2"), 0.0)
+    machine.member_dead(node_id("a"), 0.0)
+    assert [where for _, where in play(machine, 120.0)][:3] == ["a:1", "a:2", "a:1"]
+
+
+def test_dead_members_together_cost_one_dial_a_second():
+    machine = seeds()
+    for i in range(200):
+        machine.member_alive(node_id(f"n{i}"), (f"n{i}:1",), 0.0)
+    for i in range(200):
+        machine.member_dead(node_id(f"n{i}"), 0.0)
+    times = [when for when, _ in play(machine, 600.0)]
+    assert all(b - a > 0.999 for a, b in itertools.pairwise(times))
+    assert len(times) > 300
+
+
+def test_a_member_that_left_or_came_back_is_not_looked_for():
+    machine = seeds()
+    for name in ("a", "b"):
+        machine.member_alive(node_id(name), (f"{name}:1",), 0.0)
+    machine.member_left(node_id("a"), 1.0)
+    machine.member_dead(node_id("b"), 1.0)
+    machine.member_alive(node_id("b"), ("b:2",), 2.0)
+    assert play(machine, 3_600.0) == []
+
+
+def test_m19_an_address_that_another_member_took_is_not_dialled_for_the_dead_one():
+    machine = seeds()
+    machine.member_alive(node_id("a"), ("a:1",), 0.0)
+    machine.member_dead(node_id("a"), 0.0)
+    machine.member_alive(node_id("b"), ("a:1",), 1.0)
+    assert play(machine, 3_600.0) == []
+
+
+def test_the_dead_are_forgotten_after_a_day():
+    machine = seeds()
+    machine.member_alive(node_id("a"), ("a:1",), 0.0)
+    machine.member_dead(node_id("a"), 0.0)
+    times = [when for when, _ in play(machine, 3 * DEAD_MEMORY_S)]
+    assert max(times) <= DEAD_MEMORY_S + DEAD_BACKOFF_MAX_S
+    assert machine.next_deadline() is None
+
+
+def test_same_seed_same_dials():
+    assert (
+        play(_started(seeds(seed=3)), 600.0)
+        == play(_started(seeds(seed=3)), 600.0)
+        != play(_started(seeds(seed=4)), 600.0)
+    )
+
+
+def _started(machine):
+    machine.add(["a:1", "b:1"], 0.0)
+    machine.failed("a:1", 0.0)
+    machine.failed("b:1", 0.0)
+    return machine
