@@ -94,8 +94,8 @@ class Sink(Protocol):
     def direct(self, peer: NodeId, message: Direct) -> None:
         """A message for this node alone."""
 
-    def link_up(self, peer: NodeId) -> None:
-        """The first link to `peer` is greeted."""
+    def link_up(self) -> None:
+        """A link has been greeted."""
 
     def security_event(self, kind: str, fields: dict[str, object]) -> None:
         """Something that an operator's security log wants."""
@@ -212,8 +212,9 @@ class Driver:
                 settings,
                 rng=self._rng,
                 record=lambda: self.core.record,
-                yours=lambda peer: self.core.yours(peer),
-                wanted=lambda peer: self.core.wants(peer),
+                # Not bound methods: the core is made anew when our epoch must rise.
+                yours=lambda peer: self.core.yours(peer),  # noqa: PLW0108
+                wanted=lambda peer: self.core.wants(peer),  # noqa: PLW0108
             )
             self.core = self._make_core()
         except BaseException:
@@ -422,10 +423,12 @@ class Driver:
         record = self.core.yours(peer)
         if record is None:
             return False
+
+        def dial(numeric: tuple[str, int]) -> None:
+            self._endpoint.dial(numeric, peer, self._loop.time())
+
         for address in record.addresses:
-            self._with_address(
-                address, lambda numeric: self._endpoint.dial(numeric, peer, self._loop.time())
-            )
+            self._with_address(address, dial)
         self._schedule_turn()
         return True
 
@@ -619,7 +622,7 @@ class Driver:
         if event.dialled_address is not None:
             dialled = self._dialling.pop(event.dialled_address, None)
         self._perform(self.core.link_up(peer, hello, now, dialled), now)
-        self._sink.link_up(peer)
+        self._sink.link_up()
 
     def _restart_at(self, epoch: int, link: NetLink, now: float) -> None:
         if self._next_seq > 1 or self._outbox:
@@ -671,13 +674,13 @@ class Driver:
             elif kind is SendDatagram:
                 link = link_of(effect.peer)  # type: ignore[union-attr]
                 if link is not None:
-                    link.send_datagram(effect.message, now + self._config.probe_timeout)  # type: ignore[union-attr]
+                    link.send_datagram(effect.message, now + self._config.probe_timeout)  # type: ignore[union-attr,arg-type]
             elif kind is Link:
                 self._want(effect, now)  # type: ignore[arg-type]
             elif kind is Unlink:
                 self._endpoint.unwant(effect.peer, now)  # type: ignore[union-attr]
             elif kind is DialSeed:
-                self._dial_seed(effect.address, now)  # type: ignore[union-attr]
+                self._dial_seed(effect.address)  # type: ignore[union-attr]
             elif kind is Strike:
                 self._strike(effect, now)  # type: ignore[arg-type]
             elif kind is Superseded:
@@ -754,10 +757,12 @@ class Driver:
                 peer = effect.peer
                 self._with_address(
                     address,
-                    lambda found: self._endpoint.want(peer, [found], self._loop.time()),
+                    lambda found, peer=peer: self._endpoint.want(  # type: ignore[misc]
+                        peer, [found], self._loop.time()
+                    ),
                 )
 
-    def _dial_seed(self, address: str, now: float) -> None:
+    def _dial_seed(self, address: str) -> None:
         def dial(numeric: tuple[str, int]) -> None:
             self._dialling[numeric] = address
             self._endpoint.dial(numeric, None, self._loop.time())

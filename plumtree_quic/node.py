@@ -33,7 +33,7 @@ from plumtree_quic.errors import (
     NodeClosed,
     WireError,
 )
-from plumtree_quic.ids import MessageId, NodeId, member_key
+from plumtree_quic.ids import MessageId, NodeId
 from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
 from plumtree_quic.net.engine import self_test
 from plumtree_quic.net.udp import parse_address
@@ -832,7 +832,7 @@ class Node:
         if isinstance(reply, bytes) and len(reply) <= self.config.max_message_size:
             driver.send_direct(peer, Direct(DirectKind.REPLY, message.seq, reply))
 
-    def link_up(self, peer: NodeId) -> None:
+    def link_up(self) -> None:
         """Sink: somebody may wait for a link."""
         self._wake(self._peer_waiters)
 

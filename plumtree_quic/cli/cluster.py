@@ -69,10 +69,7 @@ class WorkerProcess:
 
     def latest(self, *kinds: str) -> dict[str, Any] | None:
         """Return the newest event of one of `kinds`."""
-        for event in reversed(self.events):
-            if event["event"] in kinds:
-                return event
-        return None
+        return next((each for each in reversed(self.events) if each["event"] in kinds), None)
 
     def forget(self, *kinds: str) -> None:
         """Drop events of `kinds`, before waiting for new ones."""
@@ -452,7 +449,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
         ("delivered", f"{result['delivered']:,} of {result['expected']:,} ({share:.2%})"),
         ("lost", f"{result['lost']:,}"),
         ("duplicates", f"{result['duplicates']:,}"),
-        ("redundancy (RMR)", f"{result['rmr']:.4f} (with the first 5 %: {result['rmr_total']:.4f})"),
+        ("redundancy (RMR)", f"{result['rmr']:.4f}"),
+        ("with the first 5 %", f"{result['rmr_total']:.4f}"),
         ("deliveries/s", f"{result['deliveries_per_s']:,.0f}"),
         ("deliveries per CPU second", f"{result['deliveries_per_cpu_s']:,.0f}"),
         (

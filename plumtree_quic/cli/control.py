@@ -43,15 +43,13 @@ def publish(state_dir: str, topic: str, message: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a message.")
 def subscribe(state_dir: str, topic: str | None, count: int | None, as_json: bool) -> None:
     """Print what the node delivers from now on."""
-    received = 0
-    for message in stream(socket_path(state_dir), topic):
+    for received, message in enumerate(stream(socket_path(state_dir), topic), 1):
         if as_json:
             click.echo(json.dumps(message))
         else:
             text = base64.b64decode(message["payload"]).decode("utf-8", "backslashreplace")
             safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
             click.echo(f"{message['id']} {safe}")
-        received += 1
         if count is not None and received >= count:
             return
 

@@ -102,9 +102,7 @@ async def _heal(made: Swarm, console: Console) -> bool:
     watching = asyncio.create_task(_narrate(judge, victim, console))
     run = Run(messages=HEALING_MESSAGES, size=SIZE_BYTES, rate=HEALING_RATE_PER_S, kill=1)
     try:
-        result = await measure(
-            made, run, progress_on(console), {judge.node_id: MESSAGES}
-        )
+        result = await measure(made, run, progress_on(console), {judge.node_id: MESSAGES})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(10.0):
                 while judge.latest("suspected") is None:
@@ -117,7 +115,7 @@ async def _heal(made: Swarm, console: Console) -> bool:
         f"   the other {NODES - 1} nodes: {result['delivered']:,} of {result['expected']:,} "
         f"deliveries, {result['lost']} lost, {result['duplicates']} duplicates"
     )
-    return result["lost"] == 0 and result["duplicates"] == 0
+    return not result["lost"] and not result["duplicates"]
 
 
 async def _narrate(judge: WorkerProcess, victim: WorkerProcess, console: Console) -> None:

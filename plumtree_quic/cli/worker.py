@@ -49,6 +49,7 @@ class _Tally:
     base: dict[str, int]
     warm: dict[str, int]
     seen: dict[str, bytearray] = attrs.field(factory=dict)
+    due: int = 0
     delivered: int = 0
     duplicates: int = 0
     foreign: int = 0
@@ -90,9 +91,7 @@ class _Tally:
 
 class _Worker(Delegate):
     def __init__(self, options: dict[str, Any]) -> None:
-        quic = QuicConfig(
-            cert_path=options["cert"], key_path=options["key"], ca_path=options["ca"]
-        )
+        quic = QuicConfig(cert_path=options["cert"], key_path=options["key"], ca_path=options["ca"])
         preset = options.get("preset", "lan")
         make = PlumtreeConfig if preset == "default" else getattr(PlumtreeConfig, preset)
         config = make(**options.get("config", {}))
@@ -162,6 +161,7 @@ class _Worker(Delegate):
                 for origin, count in request["expected"].items():
                     if origin != node.id:
                         self.tally.seen[origin] = bytearray(count)
+                        self.tally.due += count
                 self.done_told = False
                 driver = node._driver
                 assert driver is not None
@@ -169,6 +169,7 @@ class _Worker(Delegate):
                 driver.trace_copy = lambda bundle: tally.copy(name_of(bundle.origin), bundle)
                 self.cpu_at_start = time.process_time()
                 self.tell("expecting")
+                self._tell_when_done()
             case "publish":
                 self.tasks.append(asyncio.create_task(self._publish(request)))
             case "report":
@@ -188,8 +189,7 @@ class _Worker(Delegate):
 
     async def _converge(self, request: dict[str, Any]) -> None:
         while (
-            self.node.peer_count() < request["members"]
-            or len(self.node.peers()) < request["links"]
+            self.node.peer_count() < request["members"] or len(self.node.peers()) < request["links"]
         ):
             await asyncio.sleep(0.02)
         self.tell("converged")
@@ -220,9 +220,15 @@ class _Worker(Delegate):
                 if time.monotonic() - progress_at > PROGRESS_S:
                     progress_at = time.monotonic()
                     self.tell("progress", delivered=tally.delivered, copies=tally.copies)
-                if not self.done_told and tally.delivered >= sum(map(len, tally.seen.values())):
-                    self.done_told = True
-                    self.tell("done", delivered=tally.delivered, at=tally.last_at)
+                if not self.done_told:
+                    self._tell_when_done()
+
+    def _tell_when_done(self) -> None:
+        tally = self.tally
+        assert tally is not None
+        if tally.delivered >= tally.due:
+            self.done_told = True
+            self.tell("done", delivered=tally.delivered, at=tally.last_at)
 
     def _report(self) -> None:
         cpu = time.process_time() - self.cpu_at_start

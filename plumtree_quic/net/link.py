@@ -23,7 +23,7 @@ import attrs
 from plumtree_quic import wire
 from plumtree_quic.errors import WireError
 from plumtree_quic.ids import NodeId
-from plumtree_quic.messages import Ack, Credit, Goodbye, Hello, Lane, Message, Ping, Wanted
+from plumtree_quic.messages import LANE_OF, Ack, Credit, Goodbye, Hello, Lane, Message, Ping, Wanted
 from plumtree_quic.net.engine import (
     DATAGRAM_PAYLOAD_BYTES_MAX,
     EVENTS,
@@ -430,7 +430,7 @@ class Link:
 
     def _enqueue(self, message: Message) -> None:
         parts = frame(self._encoder.encode(message))
-        out = self._out[Lane.CONTROL if isinstance(message, Hello) else wire.LANE_OF[type(message)]]
+        out = self._out[Lane.CONTROL if isinstance(message, Hello) else LANE_OF[type(message)]]
         for part in parts:
             out.queued += len(part)
         out.queue.extend(parts)
