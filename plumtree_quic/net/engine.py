@@ -13,6 +13,7 @@ import datetime
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import aioquic
 import attrs
 from aioquic import tls
 from aioquic.buffer import Buffer
@@ -911,10 +912,21 @@ def self_test() -> None:
 
     if sys.flags.optimize:
         raise ConfigError("plumtree-quic does not run under python -O: it would lose its checks")
+    _check_version(aioquic.__version__)
     from plumtree_quic.net import selftest
 
     selftest.run()
     _tested = True
+
+
+def _check_version(version: str) -> None:
+    """Private names are checked against one minor version only (pyproject.toml has the range)."""
+    major, minor, patch = (int(each) for each in [*version.split("."), "0", "0"][:3])
+    if not (1, 7, 2) <= (major, minor, patch) < (1, 8):
+        raise ConfigError(
+            f"aioquic {version} is installed; plumtree-quic needs at least 1.7.2 and below 1.8: "
+            "pip install 'aioquic>=1.7.2,<1.8'"
+        )
 
 
 EVENTS = events

@@ -15,7 +15,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hmac import HMAC
@@ -209,18 +209,6 @@ class PublicOnly:
 def huge_rsa(bits):
     """An RSA public key of that size, in no time: nobody knows its factors."""
     return PublicOnly(rsa.RSAPublicNumbers(65537, (1 << (bits - 1)) | 0x10001).public_key())
-
-
-def scheme_of(key):
-    """The scheme that TLS foresees for that private key."""
-    match key:
-        case ec.EllipticCurvePrivateKey():
-            return {"secp384r1": 0x0503, "secp521r1": 0x0603}.get(key.curve.name, 0x0403)
-        case ed25519.Ed25519PrivateKey():
-            return 0x0807
-        case ed448.Ed448PrivateKey():
-            return 0x0808
-    return 0x0804
 
 
 # --- what anybody on the path can make ------------------------------------------------------------
