@@ -1,0 +1,276 @@
+"""Whom to keep links with."""
+
+from collections import deque
+
+from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.proto.effects import Link, Unlink
+from plumtree_quic.proto.overlay import MESH_MEMBERS_MAX, Overlay, ring_positions
+from tests.rigs.membership import node_id
+
+RINGS = 5  # (3 + 6) / 2, rounded up
+
+
+def names(count):
+    return [f"n{i:03d}" for i in range(count)]
+
+
+def grown(count, *, me="me", config=None, link=True, now=0.0):
+    """An overlay that knows `count` others; every wanted link comes up at once."""
+    overlay = Overlay(node_id(me), config or PlumtreeConfig())
+    for name in names(count):
+        feed(overlay, overlay.member_alive(node_id(name), (f"{name}:1",), now), now, link)
+    return overlay
+
+
+def feed(overlay, effects, now, link=True):
+    """Perform effects as a perfect network would; return all of them."""
+    out, todo = [], deque(effects)
+    while todo:
+        effect = todo.popleft()
+        out.append(effect)
+        if link and isinstance(effect, Link):
+            todo.extend(overlay.link_up(effect.peer, now))
+    return out
+
+
+def settle(overlay, now=0.0, until=1_000.0, link=True):
+    out = []
+    while (deadline := overlay.next_deadline()) is not None and deadline <= until:
+        now = max(now, deadline)
+        out += [(now, each) for each in feed(overlay, overlay.advance(now), now, link)]
+    return out
+
+
+def wanted(overlay, count):
+    return {name for name in names(count) if overlay.wants(node_id(name))}
+
+
+def ring_order(ring, members, me):
+    """The others along a ring, starting behind `me`: the definition, computed the slow way."""
+    order = sorted(members, key=lambda name: ring_positions(node_id(name), RINGS)[ring])
+    at = order.index(me)
+    return order[at + 1 :] + order[:at]
+
+
+def neighbours(members, me):
+    found = set()
+    for ring in range(RINGS):
+        order = ring_order(ring, members, me)
+        found |= {order[0], order[-1]}
+        if ring == 0:
+            found |= {order[1], order[-2]}
+    return found
+
+
+def test_up_to_16_members_everybody_links_with_everybody():
+    overlay = grown(MESH_MEMBERS_MAX - 1)
+    assert overlay.is_mesh()
+    assert len(wanted(overlay, 15)) == 15
+
+
+def test_above_16_members_links_go_to_ring_neighbours_only():
+    overlay = grown(60)
+    settle(overlay)
+    assert not overlay.is_mesh()
+    assert wanted(overlay, 60) == neighbours([*names(60), "me"], "me")
+
+
+def test_the_neighbours_are_those_of_the_definition_in_whatever_order_members_come_and_go():
+    members = names(80)
+    for order in (members, members[::-1], members[40:] + members[:40]):
+        overlay = Overlay(node_id("me"), PlumtreeConfig())
+        for name in order:
+            feed(overlay, overlay.member_alive(node_id(name), ("x:1",), 0.0), 0.0)
+        for name in members[::3]:
+            feed(overlay, overlay.member_gone(node_id(name), 0.0), 0.0)
+        settle(overlay)
+        left = [name for name in members if name not in members[::3]]
+        assert wanted(overlay, 80) == neighbours([*left, "me"], "me")
+
+
+def test_wanting_is_mutual_so_every_link_serves_both_ends():
+    members = names(40)
+    overlays = {}
+    for me in members:
+        overlay = overlays[me] = Overlay(node_id(me), PlumtreeConfig())
+        for name in members:
+            feed(overlay, overlay.member_alive(node_id(name), ("x:1",), 0.0), 0.0)
+        settle(overlay)
+    for a in members:
+        for b in wanted(overlays[a], 40):
+            assert overlays[b].wants(node_id(a))
+
+
+def test_the_overlay_stays_connected_when_a_third_of_the_members_is_gone_at_once():
+    members = names(90)
+    survivors = members[30:]
+    edges = {me: neighbours(members, me) & set(survivors) for me in survivors}
+    seen, todo = {survivors[0]}, [survivors[0]]
+    while todo:
+        for peer in edges[todo.pop()] - seen:
+            seen.add(peer)
+            todo.append(peer)
+    assert seen == set(survivors)
+
+
+def test_the_mesh_comes_back_below_12_members_and_not_before():
+    overlay = grown(20)
+    settle(overlay)
+    assert not overlay.is_mesh()
+    alive = names(20)
+    while len(alive) + 1 >= 12:
+        assert not overlay.is_mesh()
+        feed(overlay, overlay.member_gone(node_id(alive.pop()), 0.0), 0.0)
+    assert overlay.is_mesh()
+    assert wanted(overlay, 20) == set(alive)
+
+
+def test_max_peers_is_the_size_of_the_mesh():
+    assert grown(29, config=PlumtreeConfig(max_peers=30)).is_mesh()
+    assert not grown(30, config=PlumtreeConfig(max_peers=30)).is_mesh()
+    assert not grown(9, config=PlumtreeConfig(max_peers=9)).is_mesh()
+
+
+def test_max_peers_bounds_the_links_above_the_mesh():
+    overlay = grown(60, config=PlumtreeConfig(max_peers=9))
+    settle(overlay)
+    assert len(wanted(overlay, 60)) == 9
+
+
+def test_max_lazy_peers_bounds_the_links_beside_the_eager_ones():
+    overlay = grown(60, config=PlumtreeConfig(eager_fanout=3, max_lazy_peers=4))
+    settle(overlay)
+    assert len(wanted(overlay, 60)) == 7
+
+
+def test_with_fewer_links_the_first_ring_still_holds_the_cluster_together():
+    overlay = grown(60, config=PlumtreeConfig(eager_fanout=3, max_lazy_peers=1))
+    settle(overlay)
+    assert len(wanted(overlay, 60)) == 4
+    order = ring_order(0, [*names(60), "me"], "me")
+    assert {order[0], order[-1]} <= wanted(overlay, 60)
+
+
+def test_when_the_mesh_ends_links_leave_one_a_second():
+    overlay = grown(16)
+    assert not overlay.is_mesh()
+    gone = settle(overlay)
+    times = [at for at, each in gone if isinstance(each, Unlink)]
+    assert times == [float(i + 1) for i in range(len(times))]
+    assert len(times) >= 5
+    assert wanted(overlay, 16) == neighbours([*names(16), "me"], "me")
+
+
+def test_no_link_is_dropped_before_those_that_take_its_place_are_up():
+    overlay = grown(60, link=False)
+    for name in names(16):
+        overlay.link_up(node_id(name), 0.0)
+    surplus = [n for n in names(16) if n not in neighbours([*names(60), "me"], "me")]
+    feed(overlay, overlay.member_alive(node_id("extra"), ("x:1",), 0.0), 0.0, link=False)
+    dropped = [each.peer.name for _, each in settle(overlay, until=0.9, link=False)]
+    assert not set(dropped) & set(surplus)
+
+
+def test_a_suspects_places_are_filled_and_its_link_is_kept():
+    overlay = grown(60)
+    settle(overlay)
+    before = wanted(overlay, 60)
+    succ = ring_order(0, [*names(60), "me"], "me")[0]
+    effects = feed(overlay, overlay.member_suspect(node_id(succ), 5.0), 5.0)
+    assert not [each for each in effects if isinstance(each, Unlink)]
+    assert overlay.wants(node_id(succ))
+    assert wanted(overlay, 60) > before
+    # Refuted: the stand-ins go again, one a second.
+    feed(overlay, overlay.member_alive(node_id(succ), (f"{succ}:1",), 6.0), 6.0)
+    settle(overlay, 6.0)
+    assert wanted(overlay, 60) == before
+
+
+def test_the_dead_are_unlinked_at_once_and_their_places_filled():
+    overlay = grown(60)
+    settle(overlay)
+    victim = sorted(wanted(overlay, 60))[0]
+    effects = feed(overlay, overlay.member_gone(node_id(victim), 5.0), 5.0)
+    assert Unlink(node_id(victim)) in effects
+    rest = [name for name in names(60) if name != victim]
+    assert wanted(overlay, 60) >= neighbours([*rest, "me"], "me")
+
+
+def test_an_unreachable_holder_stays_a_candidate_while_the_next_one_fills_in():
+    overlay = grown(60)
+    settle(overlay)
+    order = ring_order(0, [*names(60), "me"], "me")
+    feed(overlay, overlay.link_down(node_id(order[0]), 5.0), 5.0, link=False)
+    feed(overlay, overlay.unreachable(node_id(order[0]), 5.1), 5.1)
+    assert overlay.wants(node_id(order[0]))
+    assert overlay.wants(node_id(order[2]))
+
+
+def test_a_holder_that_does_not_greet_within_a_second_gets_a_stand_in():
+    overlay = grown(60)
+    settle(overlay)
+    order = ring_order(0, [*names(60), "me"], "me")
+    overlay.link_down(node_id(order[0]), 50.0)
+    assert overlay.next_deadline() == 51.0
+    assert overlay.advance(50.9) == []
+    feed(overlay, overlay.advance(51.0), 51.0)
+    assert {order[0], order[1], order[2]} <= wanted(overlay, 60)
+
+
+def test_at_most_three_candidates_are_dialled_for_one_place():
+    overlay = grown(200, link=False)
+    for _ in range(40):
+        deadline = overlay.next_deadline()
+        if deadline is None:
+            break
+        overlay.advance(deadline)
+    places = 2 * RINGS + 2
+    assert len(wanted(overlay, 200)) <= 3 * places
+
+
+def test_new_addresses_of_a_neighbour_are_dialled():
+    overlay = grown(5)
+    assert overlay.member_alive(node_id("n001"), ("moved:1",), 1.0) == [
+        Link(node_id("n001"), ("moved:1",))
+    ]
+    assert overlay.member_alive(node_id("n001"), ("moved:1",), 2.0) == []
+
+
+def test_we_never_link_with_ourselves():
+    overlay = grown(5)
+    assert overlay.member_alive(node_id("me"), ("me:1",), 0.0) == []
+    assert not overlay.wants(node_id("me"))
+
+
+def test_strangers_change_nothing():
+    overlay = grown(5)
+    assert overlay.member_suspect(node_id("x"), 0.0) == []
+    assert overlay.member_gone(node_id("x"), 0.0) == []
+    assert overlay.unreachable(node_id("x"), 0.0) == []
+    assert overlay.link_up(node_id("x"), 0.0) == []
+
+
+def test_protected_are_next_previous_next_but_one_previous_but_one():
+    order = ring_order(0, [*names(60), "me"], "me")
+    nearest = [node_id(order[at]) for at in (0, -1, 1, -2)]
+    for count in (0, 2, 4):
+        config = PlumtreeConfig(use_hash_ring=True, max_protected_neighbors=count)
+        assert list(grown(60, config=config).protected()) == nearest[:count]
+
+
+def test_nobody_is_protected_unless_ring_neighbours_are_used_and_protected():
+    assert grown(60).protected() == ()
+    config = PlumtreeConfig(use_hash_ring=True, protect_ring_neighbors=False)
+    assert grown(60, config=config).protected() == ()
+
+
+def test_protection_follows_the_ring_when_a_neighbour_is_suspected():
+    overlay = grown(60, config=PlumtreeConfig(use_hash_ring=True))
+    order = ring_order(0, [*names(60), "me"], "me")
+    overlay.member_suspect(node_id(order[0]), 1.0)
+    assert overlay.protected()[0] == node_id(order[1])
+
+
+def test_ring_positions_are_fixed_for_ever():
+    # Nodes of different versions must compute the same rings.
+    assert ring_positions(node_id("a"), 2) == (5299431358509091106, 9131921527843263560)
