@@ -1,0 +1,814 @@
+"""Each rule of membership, on one node with hand-made peers. Virtual time."""
+
+import itertools
+from random import Random
+
+import pytest
+
+from plumtree_quic import wire
+from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.ids import member_key
+from plumtree_quic.messages import (
+    Ack,
+    BucketHashes,
+    Facts,
+    MemberState,
+    Ping,
+    Records,
+    RecordsWanted,
+    Row,
+    Rows,
+)
+from plumtree_quic.proto import members as members_module
+from plumtree_quic.proto.effects import (
+    MemberFailed,
+    MemberJoined,
+    MemberLeft,
+    MemberSuspected,
+    MemberUpdated,
+    Send,
+    SendDatagram,
+    Strike,
+    Superseded,
+)
+from plumtree_quic.proto.members import EPOCH_AHEAD_MS, INCARNATION_STEP_MAX, Members
+from plumtree_quic.proto.swim import Swim
+from tests.rigs.membership import DAY_MS, WALL_MS, fact, hello, node_id, record
+
+ALIVE, SUSPECT = MemberState.ALIVE, MemberState.SUSPECT
+DEAD, LEFT = MemberState.DEAD, MemberState.LEFT
+
+
+def key(name):
+    return member_key(node_id(name))
+
+
+class Rig:
+    """One Swim named m. Its effects are collected; advance() runs due timers."""
+
+    def __init__(self, *peers, seed=1, **config):
+        self.wall = WALL_MS
+        self.now = 0.0
+        config.setdefault("maintenance_interval", 0.0)
+        self.config = PlumtreeConfig(**config)
+        self.table = Members(record("m"), lambda: self.wall)
+        self.swim = Swim(
+            self.table,
+            self.config,
+            Random(seed),
+            lambda incarnation: record("m", incarnation=incarnation, valid_until=self.valid()),
+            self.make_fact,
+        )
+        self.out = []
+        self.take(self.swim.start(self.now))
+        for peer in peers:
+            self.link(peer)
+        self.flush()
+
+    def valid(self):
+        return self.wall + DAY_MS
+
+    def make_fact(self, subject, epoch, incarnation, state):
+        return wire.build_fact(
+            subject=subject, epoch=epoch, incarnation=incarnation, state=state, signer=key("m")
+        )
+
+    def take(self, effects):
+        self.out += [(self.now, each) for each in effects]
+        return list(effects)
+
+    def link(self, peer, **greeting):
+        greeting.setdefault("of", record(peer))
+        return self.take(self.swim.link_up(node_id(peer), hello(**greeting), self.now))
+
+    def receive(self, peer, message):
+        return self.take(self.swim.receive(node_id(peer), message, self.now))
+
+    def facts(self, peer, *facts):
+        return self.receive(peer, Facts(facts))
+
+    def hear(self, *peers):
+        for peer in peers:
+            self.take(self.swim.heard(node_id(peer), self.now, 0.05))
+
+    def flush(self):
+        return self.take(self.swim.advance(self.now))
+
+    def run(self, seconds, alive=(), step=0.1):
+        """Advance; something fresh comes from `alive` peers all the time."""
+        first = len(self.out)
+        end = self.now + seconds
+        while self.now < end - 1e-9:
+            until = min(end, self.now + step)
+            while (due := self.swim.next_deadline()) is not None and due <= until:
+                self.now = max(self.now, due)
+                self.flush()
+            self.now = until
+            self.hear(*alive)
+        return [each for _, each in self.out[first:]]
+
+    def state(self, name):
+        return self.table.state_of(key(name))
+
+    def know(self, *names):
+        """Let these become members through the first link, without links of their own."""
+        peer = next(iter(self.swim._links))
+        for name in names:
+            self.take(self.swim.receive(peer, Records((record(name),)), self.now))
+        self.flush()
+
+
+def of(effects, kind):
+    return [each for each in effects if isinstance(each, kind)]
+
+
+def sent(effects, kind, peer=None):
+    return [
+        each.message
+        for each in of(effects, (Send, SendDatagram))
+        if isinstance(each.message, kind) and (peer is None or each.peer == node_id(peer))
+    ]
+
+
+def facts_to(effects, peer):
+    return [
+        (one.subject, one.state, one.incarnation)
+        for message in sent(effects, Facts, peer)
+        for one in message.facts
+    ]
+
+
+# --- joining --------------------------------------------------------------------------------------
+
+
+def test_a_greeted_peer_is_a_member():
+    rig = Rig()
+    assert of(rig.link("a"), MemberJoined) == [MemberJoined(record("a"))]
+    assert rig.state("a") is ALIVE
+
+
+def test_each_side_announces_itself_when_a_link_comes_up():
+    rig = Rig()
+    assert facts_to(rig.link("a"), "a") == [(key("m"), ALIVE, 0)]
+
+
+def test_one_side_the_smaller_id_begins_to_compare_tables():
+    rig = Rig()
+    assert sent(rig.link("z"), BucketHashes)
+    assert not sent(rig.link("a"), BucketHashes)
+
+
+def test_a_fact_of_a_newcomer_spreads_once_to_every_link_that_has_not_brought_it():
+    rig = Rig("a", "b", "c")
+    rig.link("n")
+    rig.facts("n", fact("n", ALIVE))
+    rig.facts("a", fact("n", ALIVE))
+    effects = rig.flush()
+    assert facts_to(effects, "b") == facts_to(effects, "c") == [(key("n"), ALIVE, 0)]
+    assert facts_to(effects, "a") == facts_to(effects, "n") == []
+    rig.facts("b", fact("n", ALIVE))
+    assert not sent(rig.flush(), Facts)
+
+
+def test_facts_of_one_turn_leave_in_one_frame():
+    rig = Rig("a", "b")
+    rig.know("x", "y")
+    rig.facts("b", fact("x", ALIVE))
+    rig.facts("b", fact("y", ALIVE))
+    (frame,) = sent(rig.flush(), Facts, "a")
+    assert len(frame.facts) == 2
+
+
+def test_a_fact_of_a_stranger_waits_for_its_record_which_the_bringer_is_asked_for():
+    rig = Rig("a", "b")
+    assert rig.facts("a", fact("x", ALIVE)) == []
+    effects = rig.flush()
+    assert sent(effects, RecordsWanted, "a") == [RecordsWanted((key("x"),))]
+    assert facts_to(effects, "b") == []
+    joined = rig.receive("a", Records((record("x"),)))
+    assert of(joined, MemberJoined) == [MemberJoined(record("x"))]
+    assert facts_to(rig.flush(), "b") == [(key("x"), ALIVE, 0)]
+
+
+def test_a_record_is_asked_of_one_link_at_a_time_and_of_another_after_two_seconds():
+    rig = Rig("a", "b")
+    rig.facts("a", fact("x", ALIVE))
+    rig.facts("b", fact("x", ALIVE))
+    assert sent(rig.flush(), RecordsWanted, "b") == []
+    later = rig.run(2.5, alive=("a", "b"))
+    assert sent(later, RecordsWanted, "b") == [RecordsWanted((key("x"),))]
+
+
+def test_questions_are_paced_to_64_keys_that_are_not_answered():
+    rig = Rig("a")
+    rows = tuple(Row(key(f"n{i}"), 1, 0, ALIVE) for i in range(200))
+    rig.receive("a", Rows(tuple(range(256)), rows, False))
+    (first,) = sent(rig.flush(), RecordsWanted)
+    assert len(first.keys) == 64
+    assert not sent(rig.flush(), RecordsWanted)
+    answer = Records(tuple(record(f"n{i}") for i in range(10)))
+    rig.receive("a", answer)
+    (second,) = sent(rig.flush(), RecordsWanted)
+    assert len(second.keys) == 10
+
+
+def test_core_may_ask_for_the_record_of_an_unknown_origin():
+    rig = Rig("a")
+    rig.swim.want_record(node_id("a"), key("x"), rig.now)
+    assert sent(rig.flush(), RecordsWanted, "a") == [RecordsWanted((key("x"),))]
+    rig.swim.want_record(node_id("a"), key("a"), rig.now)
+    assert not sent(rig.flush(), RecordsWanted)
+
+
+def test_records_are_served_with_the_subjects_own_fact_in_frames_of_bounded_size():
+    rig = Rig("a")
+    for i in range(300):
+        big = record(f"n{i}", meta=bytes(500))
+        rig.receive("a", Records((big,), (fact(f"n{i}", ALIVE),)))
+    asked = RecordsWanted(tuple(key(f"n{i}") for i in range(300)))
+    frames = sent(rig.receive("a", asked), Records)
+    assert len(frames) > 1
+    assert all(len(wire.encode(frame)) <= wire.RECORDS_FRAME_BYTES_MAX for frame in frames)
+    assert sum(len(frame.records) for frame in frames) == 256
+    assert sum(len(frame.facts) for frame in frames) == 256
+
+
+# --- probes by the rule of silence ----------------------------------------------------------------
+
+
+def test_a_link_on_which_something_fresh_comes_is_never_probed():
+    rig = Rig("a")
+    assert not sent(rig.run(60, alive=("a",)), Ping)
+
+
+def test_a_silent_link_is_probed_within_three_probe_intervals():
+    for seed in range(20):
+        rig = Rig("a", seed=seed)
+        rig.run(3 * rig.config.probe_interval)
+        (at, _), *_ = [(at, each) for at, each in rig.out if isinstance(each, SendDatagram)]
+        assert rig.config.probe_interval <= at <= 3 * rig.config.probe_interval
+
+
+def test_each_ping_has_a_nonce_of_its_own():
+    rig = Rig("a")
+    nonces = [ping.nonce for ping in sent(rig.run(30), Ping)]
+    assert len(nonces) > 5
+    assert len(set(nonces)) == len(nonces)
+    assert {len(nonce) for nonce in nonces} == {8}
+
+
+def test_a_ping_is_echoed_at_once():
+    rig = Rig("a")
+    effects = rig.receive("a", Ping(b"12345678"))
+    assert effects == [SendDatagram(node_id("a"), Ack(b"12345678"))]
+
+
+def test_a_fresh_echo_ends_the_wait():
+    rig = Rig("a")
+    while not (pings := sent(rig.run(0.1), Ping)):
+        pass
+    rig.receive("a", Ack(pings[-1].nonce))
+    assert not of(rig.run(1.0), MemberSuspected)
+
+
+def test_an_old_or_invented_echo_proves_nothing():
+    rig = Rig("a")
+    while not (pings := sent(rig.run(0.1), Ping)):
+        pass
+    old = pings[0].nonce
+    rig.receive("a", Ack(old))
+    rig.run(rig.config.probe_interval)
+    effects = []
+    for _ in range(40):
+        rig.receive("a", Ack(old))
+        rig.receive("a", Ack(bytes(8)))
+        effects += rig.run(0.1)
+    assert of(effects, MemberSuspected)
+
+
+@pytest.mark.parametrize("config", [PlumtreeConfig.lan()])
+def test_silence_is_suspected_within_four_seconds_at_lan_values(config):
+    for seed in range(20):
+        rig = Rig(
+            "a",
+            "b",
+            seed=seed,
+            probe_interval=config.probe_interval,
+            probe_timeout=config.probe_timeout,
+        )
+        assert of(rig.run(4.0, alive=("b",)), MemberSuspected) == [MemberSuspected(node_id("a"))]
+
+
+def test_silence_decides_a_link_that_may_be_silent_for_longer_is_given_longer():
+    rig = Rig("a")
+    rig.take(rig.swim.heard(node_id("a"), rig.now, 3.0))
+    assert not of(rig.run(3.9), MemberSuspected)
+    assert of(rig.run(2.0), MemberSuspected)
+
+
+def test_a_failed_probe_is_told_to_every_link_the_accused_included():
+    rig = Rig("a", "b", "c")
+    effects = rig.run(4.0, alive=("b", "c"))
+    for peer in ("a", "b", "c"):
+        assert (key("a"), SUSPECT, 0) in facts_to(effects, peer)
+
+
+def test_m11_what_fell_into_our_own_stall_accuses_nobody():
+    rig = Rig("a")
+    rig.run(rig.swim.next_deadline() - rig.now + 0.01)
+    rig.now += 30.0
+    rig.swim.late(30.0, rig.now)
+    rig.flush()
+    assert not of([each for _, each in rig.out], MemberSuspected)
+    # The echo was in the socket all the time.
+    rig.hear("a")
+    assert not of(rig.run(0.5), MemberSuspected)
+
+
+def test_m11_a_late_timer_of_our_own_is_noticed_without_being_told():
+    rig = Rig("a")
+    rig.run(rig.swim.next_deadline() - rig.now + 0.01)
+    rig.now += 30.0
+    rig.flush()
+    assert not of([each for _, each in rig.out], MemberSuspected)
+    assert rig.swim.counters.late_ms > 29_000
+    assert of(rig.run(2.0), MemberSuspected)
+
+
+def test_m11_a_stall_prolongs_suspicions():
+    rig = Rig("a", "b")
+    rig.run(3.0, alive=("b",))
+    assert rig.state("a") is SUSPECT
+    rig.now += 60.0
+    rig.swim.late(60.0, rig.now)
+    rig.flush()
+    assert rig.state("a") is SUSPECT
+
+
+# --- members without a link -----------------------------------------------------------------------
+
+
+def test_a_member_that_we_should_be_linked_with_and_is_not_is_suspected():
+    rig = Rig("a", "b")
+    rig.take(rig.swim.link_down(node_id("a"), rig.now))
+    assert not of(rig.run(2.9, alive=("b",)), MemberSuspected)
+    assert of(rig.run(0.2, alive=("b",)), MemberSuspected)
+
+
+def test_a_link_that_comes_back_in_time_accuses_nobody():
+    rig = Rig("a", "b")
+    rig.take(rig.swim.link_down(node_id("a"), rig.now))
+    rig.run(2.0, alive=("b",))
+    rig.link("a")
+    assert not of(rig.run(10.0, alive=("a", "b")), MemberSuspected)
+
+
+def test_a_link_that_nobody_wanted_may_go():
+    rig = Rig("a", "b")
+    rig.take(rig.swim.link_down(node_id("a"), rig.now, wanted=False))
+    assert not of(rig.run(30.0, alive=("b",)), MemberSuspected)
+
+
+def test_a_member_that_was_never_reached_is_suspected_like_a_silent_one():
+    rig = Rig("a")
+    rig.know("x")
+    rig.take(rig.swim.unreachable(node_id("x"), rig.now))
+    rig.run(1.0, alive=("a",))
+    rig.take(rig.swim.unreachable(node_id("x"), rig.now))
+    assert of(rig.run(2.1, alive=("a",)), MemberSuspected) == [MemberSuspected(node_id("x"))]
+
+
+# --- suspicion ------------------------------------------------------------------------------------
+
+
+def members(rig, *names):
+    for name in names:
+        rig.know(name)
+    return names
+
+
+def test_one_accuser_gives_three_times_the_suspicion_time():
+    rig = Rig("a")
+    members(rig, "x", "b", "c", "d")
+    rig.facts("a", fact("x", SUSPECT, signer="b"))
+    assert not of(rig.run(14.9, alive=("a",)), MemberFailed)
+    assert of(rig.run(0.2, alive=("a",)), MemberFailed) == [MemberFailed(node_id("x"))]
+
+
+def test_three_accusers_give_the_suspicion_time():
+    rig = Rig("a")
+    members(rig, "x", "b", "c", "d")
+    rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in "bcd"))
+    assert not of(rig.run(4.9, alive=("a",)), MemberFailed)
+    assert of(rig.run(0.2, alive=("a",)), MemberFailed)
+
+
+def test_m17_an_accuser_has_one_vote_per_incarnation():
+    rig = Rig("a")
+    members(rig, "x", "b", "c", "d")
+    for stamp in range(10):
+        again = wire.build_fact(
+            subject=key("x"),
+            epoch=1,
+            incarnation=0,
+            state=SUSPECT,
+            signer=key("b"),
+            signed_at=stamp,
+        )
+        rig.facts("a", again)
+        rig.flush()
+    assert not of(rig.run(14.0, alive=("a",)), MemberFailed)
+
+
+def test_m17_a_strangers_and_a_dead_members_accusations_do_not_count():
+    rig = Rig("a")
+    members(rig, "x", "b")
+    rig.facts("a", fact("b", LEFT))
+    rig.facts("a", fact("x", SUSPECT, signer="b"), fact("x", SUSPECT, signer="nobody"))
+    assert rig.state("x") is ALIVE
+    assert rig.swim.counters.facts_refused == 2
+
+
+def test_whoever_is_linked_with_the_accused_probes_it_at_once():
+    rig = Rig("a", "b", "x")
+    effects = rig.facts("a", fact("x", SUSPECT, signer="b"))
+    assert [each.peer for each in of(effects, SendDatagram)] == [node_id("x")]
+
+
+def test_our_own_vote_joins_when_the_accused_is_silent_here_too():
+    rig = Rig("a", "b", "x")
+    rig.facts("a", fact("x", SUSPECT, signer="b"))
+    effects = rig.run(0.7, alive=("a", "b"))
+    assert (key("x"), SUSPECT, 0) in facts_to(effects, "a")
+    assert rig.swim.counters.accusations_made == 1
+
+
+def test_m18_a_fresh_echo_on_our_own_link_beats_any_vote():
+    rig = Rig("a", "b", "c", "x")
+    members(rig, "d")
+    rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in "abcd"))
+    assert not of(rig.run(60.0, alive=("a", "b", "c", "x")), MemberFailed)
+    assert rig.state("x") is SUSPECT
+    # Once the link falls silent, the votes stand.
+    assert of(rig.run(5.0, alive=("a", "b", "c")), MemberFailed)
+
+
+def test_a_higher_incarnation_refutes():
+    rig = Rig("a", "b")
+    members(rig, "x")
+    rig.facts("a", fact("x", SUSPECT, signer="b"))
+    effects = rig.facts("a", fact("x", ALIVE, incarnation=1))
+    assert of(effects, MemberUpdated)
+    assert rig.state("x") is ALIVE
+    assert not of(rig.run(60.0, alive=("a", "b")), MemberFailed)
+    assert (key("x"), ALIVE, 1) in facts_to([each for _, each in rig.out], "b")
+
+
+def test_the_same_incarnation_does_not_refute():
+    rig = Rig("a", "b")
+    members(rig, "x")
+    rig.facts("a", fact("x", SUSPECT, signer="b"))
+    rig.facts("a", fact("x", ALIVE))
+    assert rig.state("x") is SUSPECT
+
+
+def test_an_accusation_of_an_older_incarnation_is_answered_with_the_refutation():
+    rig = Rig("a", "b")
+    members(rig, "x")
+    rig.facts("a", fact("x", ALIVE, incarnation=1))
+    effects = rig.facts("b", fact("x", SUSPECT, signer="b"))
+    assert rig.state("x") is ALIVE
+    assert facts_to(effects, "b") == [(key("x"), ALIVE, 1)]
+
+
+def test_we_refute_what_is_said_of_us_above_its_incarnation():
+    rig = Rig("a", "b")
+    rig.facts("a", fact("m", SUSPECT, signer="b", incarnation=7))
+    effects = rig.flush()
+    for peer in ("a", "b"):
+        assert facts_to(effects, peer) == [(key("m"), ALIVE, 8)]
+    assert rig.table.own.incarnation == 8
+
+
+def test_m17_an_incarnation_cannot_be_driven_to_its_end():
+    rig = Rig("a", "b")
+    rig.facts("a", fact("m", SUSPECT, signer="b", incarnation=INCARNATION_STEP_MAX + 1))
+    assert rig.table.own.incarnation == 0
+    members(rig, "x")
+    rig.facts("a", fact("x", ALIVE, incarnation=INCARNATION_STEP_MAX + 1))
+    assert rig.table.get(key("x")).rank == (1, 0)
+
+
+def test_an_accuser_that_was_refuted_waits_twice_as_long_each_time():
+    rig = Rig("a", "b")
+    members(rig, "c", "d")
+    accused = []
+    for incarnation in range(1, 6):
+        started = rig.now
+        while key("m") not in rig.table.get(key("a")).accusations:
+            rig.run(0.1, alive=("b",))
+        accused.append(rig.now - started)
+        rig.facts("b", fact("a", ALIVE, incarnation=incarnation))
+    assert all(b >= 1.5 * a for a, b in itertools.pairwise(accused))
+
+
+def test_a_member_that_nobody_can_find_is_declared_failed_once():
+    rig = Rig("a", "b")
+    effects = rig.run(60.0, alive=("b",))
+    assert of(effects, (MemberSuspected, MemberFailed)) == [
+        MemberSuspected(node_id("a")),
+        MemberFailed(node_id("a")),
+    ]
+    assert rig.state("a") is DEAD
+
+
+def test_nobody_tells_others_of_a_death():
+    rig = Rig("a", "b")
+    effects = rig.run(60.0, alive=("b",))
+    states = {state for _, state, _ in facts_to(effects, "b")}
+    assert states == {SUSPECT}
+
+
+# --- leaving and coming back ----------------------------------------------------------------------
+
+
+def test_m02_leaving_is_told_to_every_link():
+    rig = Rig("a", "b")
+    effects = rig.take(rig.swim.leave(rig.now))
+    assert facts_to(effects, "a") == facts_to(effects, "b") == [(key("m"), LEFT, 0)]
+
+
+def test_m02_who_has_left_probes_and_compares_no_more():
+    rig = Rig("a", "z", maintenance_interval=1.0)
+    rig.take(rig.swim.leave(rig.now))
+    assert not of(rig.run(60.0), (Send, SendDatagram))
+
+
+def test_m02_a_member_that_left_is_left_and_not_probed():
+    rig = Rig("a", "b")
+    effects = rig.facts("a", fact("a", LEFT))
+    assert of(effects, MemberLeft) == [MemberLeft(node_id("a"))]
+    later = rig.run(60.0, alive=("b",))
+    assert not sent(later, Ping, "a")
+    assert not of(later, (MemberSuspected, MemberFailed))
+
+
+def test_left_is_final_for_its_epoch():
+    rig = Rig("a", "b")
+    rig.facts("a", fact("a", LEFT))
+    rig.facts("b", fact("a", ALIVE, incarnation=5), fact("a", SUSPECT, signer="b"))
+    rig.receive("b", Records((record("a", incarnation=9),)))
+    assert rig.state("a") is LEFT
+
+
+def test_m14_a_higher_epoch_of_a_dead_member_is_alive_at_once():
+    rig = Rig("a", "b")
+    rig.run(30.0, alive=("b",))
+    assert rig.state("a") is DEAD
+    rig.take(rig.swim.link_down(node_id("a"), rig.now))
+    effects = rig.link("a", of=record("a", epoch=2))
+    assert of(effects, MemberJoined) == [MemberJoined(record("a", epoch=2))]
+
+
+def test_m14_a_higher_epoch_of_a_living_member_is_an_update():
+    rig = Rig("a", "b")
+    rig.facts("a", fact("a", SUSPECT, signer="b"))
+    effects = rig.link("a", of=record("a", epoch=2))
+    assert of(effects, (MemberJoined, MemberUpdated)) == [MemberUpdated(record("a", epoch=2))]
+    assert rig.state("a") is ALIVE
+
+
+def test_m14_a_fact_of_a_newer_life_waits_for_its_record():
+    rig = Rig("a", "b")
+    rig.facts("b", fact("a", ALIVE, epoch=2))
+    assert rig.table.get(key("a")).epoch == 1
+    assert sent(rig.flush(), RecordsWanted, "b")
+    rig.receive("b", Records((record("a", epoch=2),)))
+    assert rig.table.get(key("a")).epoch == 2
+
+
+def test_a_dead_member_that_greets_us_is_told_why_so_that_it_can_refute():
+    rig = Rig("a", "b")
+    rig.run(30.0, alive=("b",))
+    rig.take(rig.swim.link_down(node_id("a"), rig.now))
+    effects = rig.link("a")
+    assert (key("a"), SUSPECT, 0) in facts_to(effects, "a")
+    assert rig.state("a") is DEAD
+    effects = rig.facts("a", fact("a", ALIVE, incarnation=1))
+    assert of(effects, MemberJoined)
+
+
+def test_m11_a_dead_member_that_wakes_up_on_its_old_link_is_told_why():
+    rig = Rig("a", "b")
+    rig.run(30.0, alive=("b",))
+    effects = rig.run(2.0, alive=("a", "b"))
+    assert (key("a"), SUSPECT, 0) in facts_to(effects, "a")
+
+
+def test_m15_a_node_that_lost_its_state_moves_above_its_past():
+    rig = Rig()
+    rig.link("a", yours=record("m", incarnation=40))
+    rig.flush()
+    assert rig.table.own.incarnation == 41
+
+
+def test_a_newer_start_of_our_own_identity_stops_us():
+    rig = Rig()
+    assert of(rig.link("a", yours=record("m", epoch=9)), Superseded) == [Superseded(9)]
+    rig = Rig("a")
+    assert of(rig.receive("a", Records((record("m", epoch=9),))), Superseded)
+
+
+def test_an_older_record_of_ours_is_nothing():
+    rig = Rig()
+    assert not of(rig.link("a", yours=record("m")), Superseded)
+
+
+# --- comparing tables -----------------------------------------------------------------------------
+
+
+def test_equal_tables_cost_one_frame():
+    rig = Rig("a")
+    assert rig.receive("a", BucketHashes(rig.table.bucket_hashes())) == []
+
+
+def test_m23_rows_of_the_buckets_that_differ_are_sent_and_asked_for():
+    rig = Rig("a")
+    other = Members(record("a"), lambda: WALL_MS)
+    other.enter(record("m"))
+    other.enter(record("x"))
+    (rows,) = sent(rig.receive("a", BucketHashes(other.bucket_hashes())), Rows)
+    assert rows.buckets == (key("x")[0],)
+    assert rows.answer
+
+
+def test_rows_are_answered_once_and_what_is_unknown_is_fetched():
+    rig = Rig("a")
+    bucket = key("x")[0]
+    theirs = Rows((bucket,), (Row(key("x"), 1, 0, ALIVE),), True)
+    (answer,) = sent(rig.receive("a", theirs), Rows)
+    assert answer == Rows((bucket,), tuple(rig.table.rows(bucket)), False)
+    assert sent(rig.flush(), RecordsWanted) == [RecordsWanted((key("x"),))]
+
+
+def test_rows_alone_change_nothing():
+    rig = Rig("a")
+    members(rig, "x")
+    for state in (SUSPECT, DEAD, LEFT):
+        rig.receive("a", Rows((), (Row(key("x"), 1, 5, state),), False))
+        assert rig.table.get(key("x")).rank == (1, 0)
+        assert rig.state("x") is ALIVE
+
+
+def test_nobody_learns_of_the_dead_whom_he_never_knew():
+    rig = Rig("a")
+    rows = (Row(key("x"), 1, 0, DEAD), Row(key("y"), 1, 0, LEFT))
+    rig.receive("a", Rows((), rows, False))
+    assert not sent(rig.flush(), RecordsWanted)
+
+
+def test_a_record_that_comes_with_leave_or_accusation_never_joins():
+    rig = Rig("a")
+    members(rig, "b")
+    effects = rig.receive(
+        "a",
+        Records((record("x"), record("y")), (fact("x", LEFT), fact("y", SUSPECT, signer="b"))),
+    )
+    effects += rig.run(60.0, alive=("a",))
+    assert not of(effects, (MemberJoined, MemberSuspected, MemberFailed, MemberLeft))
+    assert rig.state("x") is LEFT
+    assert rig.state("y") is DEAD
+
+
+def test_m06_a_peer_that_holds_our_dead_for_alive_gets_the_accusation():
+    rig = Rig("a", "b")
+    rig.run(30.0, alive=("b",))
+    effects = rig.receive("b", Rows((), (Row(key("a"), 1, 0, ALIVE),), False))
+    assert (key("a"), SUSPECT, 0) in facts_to(effects, "b")
+
+
+def test_m06_we_refute_when_a_row_holds_us_for_dead():
+    rig = Rig("a")
+    rig.receive("a", Rows((), (Row(key("m"), 1, 3, DEAD),), False))
+    assert facts_to(rig.flush(), "a") == [(key("m"), ALIVE, 4)]
+
+
+def test_m23_a_missed_leave_is_learnt_by_comparing():
+    rig = Rig("a", "b")
+    rig.receive("a", Rows((), (Row(key("b"), 1, 0, LEFT),), False))
+    assert sent(rig.flush(), RecordsWanted, "a") == [RecordsWanted((key("b"),))]
+    effects = rig.receive("a", Records((record("b"),), (fact("b", LEFT),)))
+    assert of(effects, MemberLeft)
+
+
+def test_tables_are_compared_every_maintenance_interval_with_a_living_neighbour():
+    rig = Rig("a", "b", maintenance_interval=2.0, maintenance_jitter=0.5)
+    times = []
+    for _ in range(60):
+        at = rig.now
+        times += [at] * len(sent(rig.run(0.5, alive=("a", "b")), BucketHashes))
+    assert 30 / 2.5 - 1 <= len(times) <= 30 / 2.0
+
+
+def test_a_peer_that_compares_too_often_is_not_answered():
+    rig = Rig("a")
+    members(rig, "x")
+    assert rig.receive("a", BucketHashes(bytes(2_048)))
+    assert rig.receive("a", BucketHashes(bytes(2_048))) == []
+    rig.run(0.2, alive=("a",))
+    assert rig.receive("a", BucketHashes(bytes(2_048)))
+
+
+def test_a_record_that_lags_behind_a_fact_is_fetched_when_comparing():
+    rig = Rig("a", maintenance_interval=1.0)
+    members(rig, "x")
+    rig.facts("a", fact("x", ALIVE, incarnation=1))
+    assert sent(rig.run(2.0, alive=("a",)), RecordsWanted) == [RecordsWanted((key("x"),))]
+    rig.receive("a", Records((record("x", incarnation=1),)))
+    assert not sent(rig.run(5.0, alive=("a",)), RecordsWanted)
+
+
+# --- what may not enter ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        fact("x", ALIVE, signer="evil", incarnation=9),
+        fact("x", LEFT, signer="evil"),
+        fact("x", SUSPECT, signer="x"),
+    ],
+)
+def test_m17_only_the_subject_says_that_it_lives_or_leaves(forged):
+    rig = Rig("a")
+    members(rig, "x", "evil")
+    assert of(rig.facts("a", forged), Strike)
+    assert of(rig.receive("a", Records((), (forged,))), Strike)
+    assert rig.table.get(key("x")).rank == (1, 0)
+    assert rig.state("x") is ALIVE
+
+
+def test_an_expired_record_does_not_enter():
+    rig = Rig("a")
+    rig.receive("a", Records((record("x", valid_until=WALL_MS - 1),)))
+    assert rig.state("x") is None
+
+
+def test_an_epoch_more_than_a_day_ahead_does_not_enter():
+    rig = Rig("a")
+    rig.receive("a", Records((record("x", epoch=WALL_MS + EPOCH_AHEAD_MS + 1),)))
+    assert rig.state("x") is None
+
+
+def test_m17_invented_members_stop_at_the_size_of_the_table(monkeypatch):
+    monkeypatch.setattr(members_module, "MEMBERS_MAX", 50)
+    rig = Rig("a")
+    for i in range(500):
+        rig.receive("a", Records((record(f"n{i}"),)))
+    assert rig.table.alive_count() == 50
+    assert rig.swim.counters.records_refused == 452
+
+
+def test_m17_invented_names_cost_bounded_questions():
+    rig = Rig("a")
+    for page in range(20):
+        rig.facts("a", *(fact(f"n{page}x{i}", ALIVE) for i in range(1_000)))
+    assert len(rig.swim._links[node_id("a")].queue) <= 10_000
+    assert len(rig.swim._early) <= 4_096
+
+
+def test_messages_on_a_link_that_is_gone_are_nothing():
+    rig = Rig("a")
+    rig.take(rig.swim.link_down(node_id("a"), rig.now))
+    assert rig.receive("a", Ping(bytes(8))) == []
+    assert rig.swim.heard(node_id("a"), rig.now, 0.1) == []
+
+
+# --- slow timers ----------------------------------------------------------------------------------
+
+
+def test_our_record_is_renewed_half_way_to_its_end():
+    rig = Rig("a")
+    rig.run(0.1)
+    rig.wall += DAY_MS // 2 + 1
+    rig.run(12 * 3600 + 1, alive=("a",), step=1_000.0)
+    assert rig.table.own.incarnation == 1
+    assert rig.table.own.valid_until > rig.wall + DAY_MS - 1
+
+
+def test_m12_a_jump_of_the_wall_clock_changes_no_state():
+    rig = Rig("a", "b")
+    for jump in (DAY_MS, -2 * DAY_MS):
+        rig.wall += jump
+        effects = rig.run(120.0, alive=("a", "b"))
+        assert not of(effects, (MemberSuspected, MemberFailed, MemberLeft, MemberJoined))
+    assert rig.table.alive_count() == 3
+
+
+def test_tombstones_are_forgotten_when_their_record_has_expired():
+    rig = Rig("a", "b")
+    rig.facts("b", fact("b", LEFT))
+    rig.wall += DAY_MS
+    rig.run(61.0, alive=("a",))
+    assert rig.state("b") is None
+    assert rig.state("a") is ALIVE
