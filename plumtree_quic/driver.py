@@ -70,6 +70,8 @@ logger = logging.getLogger("plumtree_quic")
 # A push link without room holds everything back this long; then its bundles are announced
 # instead, for trees of several origins may wait for one another in a ring (ARCHITECTURE 4).
 BLOCKED_S = 0.25
+# A link that goes on moving, slowly, holds back this long at most (a guess).
+BLOCKED_S_MAX = 1.0
 # Answers to grafts wait in a budget of their own; what is beyond it is answered "busy".
 REPAIR_BACKLOG_BYTES = 65_536
 # The timer fires at least this often, so that a stalled loop notices its own lateness.
@@ -136,6 +138,17 @@ class _Peer:
     strikes: int = 0
 
 
+@attrs.frozen
+class _Blocked:
+    """A link that we push to and that has no room: since when, and how far it had got when its
+    progress was last judged.
+    """
+
+    since: float
+    judged_at: float
+    progress: int
+
+
 class Driver:
     """Runs one node on the current event loop.
 
@@ -189,9 +202,13 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._beat = 0.0
-        self._blocked: dict[NodeId, float] = {}
+        # Links that we push to and that are out of room: since when, and which links brought
+        # what waits there.
+        self._blocked: dict[NodeId, _Blocked] = {}
+        self._blocked_by: dict[NodeId, dict[NodeId, None]] = {}
+        self._held: set[NodeId] = set()
+        self._source: NodeId | None = None
         self._congested: dict[NodeId, float] = {}
-        self._holding = False
         self._gate: deque[asyncio.Future[None]] = deque()
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._dialling: dict[tuple[str, int], str] = {}
@@ -530,8 +547,8 @@ class Driver:
             deadline = self._outbox_due
         if now < self._forming_until < deadline:
             deadline = self._forming_until
-        for since in self._blocked.values():
-            deadline = min(deadline, since + BLOCKED_S)
+        for state in self._blocked.values():
+            deadline = min(deadline, state.judged_at + BLOCKED_S)
             break
         if self._timer is not None:
             # One that fires a little early costs less than cancelling it every turn.
@@ -578,9 +595,9 @@ class Driver:
                     self._on_writable(peer, now)
             case LinkUp():
                 self._on_link_up(event, now)
-            case LinkReplaced(link, _, _):
+            case LinkReplaced(link, peer, _):
                 link.context = _Peer()
-                if self._holding:
+                if peer in self._held:
                     link.hold(Lane.GOSSIP, True)
             case LinkDown(_, peer, code, reason, _):
                 logger.info(
@@ -588,9 +605,9 @@ class Driver:
                     peer,
                     extra={"event": "link.down", "peer": peer, "code": code, "reason": reason},
                 )
-                self._blocked.pop(peer, None)
                 self._congested.pop(peer, None)
-                self._update_holds()
+                self._held.discard(peer)
+                self._unblock(peer)
                 self._perform(self.core.link_down(peer, now), now)
             case DialFailed(address, peer, error):
                 self._on_dial_failed(address, peer, error, now)
@@ -605,7 +622,9 @@ class Driver:
             self.counters.copies_repair += bundle.count
         if self.trace_copy is not None:
             self.trace_copy(bundle)
+        self._source = peer
         self._perform(self.core.receive(peer, message, now), now)
+        self._source = None
 
     def _heard(self, link: NetLink, peer: NodeId, now: float) -> None:
         context = link.context
@@ -624,8 +643,6 @@ class Driver:
             return
         self._was_up = True
         link.context = _Peer()
-        if self._holding:
-            link.hold(Lane.GOSSIP, True)
         logger.info(
             "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
         )
@@ -719,45 +736,58 @@ class Driver:
         link.send(message)
 
     def _push(self, effect: Push, now: float) -> None:
-        blocked = False
         for peer in effect.peers:
             link = self._endpoint.link(peer)
             if link is None:
                 continue
             link.send(effect.message)
             self.counters.bundles_sent += 1
-            if link.room(Lane.GOSSIP) <= 0 and peer not in self._blocked:
-                self._blocked[peer] = now
+            if link.room(Lane.GOSSIP) > 0:
+                continue
+            if peer not in self._blocked:
+                self._blocked[peer] = _Blocked(now, now, link.progress(Lane.GOSSIP))
                 self.counters.blocked += 1
-                blocked = True
-        if blocked:
-            self._update_holds()
+            if self._source is not None:
+                self._blocked_by.setdefault(peer, {})[self._source] = None
+                self._hold(self._source, True)
 
     def _on_writable(self, peer: NodeId, now: float) -> None:
-        self._blocked.pop(peer, None)
+        self._unblock(peer)
         if self._congested.pop(peer, None) is not None:
             self._perform(self.core.drained(peer, now), now)
-        self._update_holds()
 
     def _fire_blocked(self, now: float) -> None:
         while self._blocked:
-            peer, since = next(iter(self._blocked.items()))
-            if since + BLOCKED_S > now:
+            peer, state = next(iter(self._blocked.items()))
+            if state.judged_at + BLOCKED_S > now:
                 return
-            del self._blocked[peer]
+            link = self._endpoint.link(peer)
+            progress = link.progress(Lane.GOSSIP) if link is not None else 0
+            blocked = self._blocked[peer]
+            if progress > blocked.progress and now < blocked.since + BLOCKED_S_MAX:
+                # Slow, but it moves: not the ring of trees that BLOCKED_S is for.
+                del self._blocked[peer]
+                self._blocked[peer] = _Blocked(blocked.since, now, progress)
+                continue
+            self._unblock(peer)
             self._congested[peer] = now
             self.counters.congested += 1
             self._perform(self.core.congested(peer, now), now)
-            self._update_holds()
 
-    def _update_holds(self) -> None:
-        """While a link that we push to is out of room, ask our parents to wait, too."""
-        hold = bool(self._blocked)
-        if hold == self._holding:
+    def _unblock(self, peer: NodeId) -> None:
+        self._blocked.pop(peer, None)
+        for source in self._blocked_by.pop(peer, ()):
+            if not any(source in sources for sources in self._blocked_by.values()):
+                self._hold(source, False)
+
+    def _hold(self, source: NodeId, held: bool) -> None:
+        """While what a parent sends us waits for a child's credit, the parent waits, too."""
+        if held == (source in self._held):
             return
-        self._holding = hold
-        for link in self._endpoint.links():
-            link.hold(Lane.GOSSIP, hold)
+        (self._held.add if held else self._held.discard)(source)
+        link = self._endpoint.link(source)
+        if link is not None:
+            link.hold(Lane.GOSSIP, held)
 
     def _want(self, effect: Link, now: float) -> None:
         numeric = [parse_address(each) for each in effect.addresses if _is_numeric(each)]

@@ -322,6 +322,11 @@ class AioquicEngine(quic.QuicConnection):
         """Whether stream data waits for congestion control or flow control."""
         return any(not stream.sender.buffer_is_empty for stream in self._lanes)
 
+    def acknowledged_bytes(self, stream_id: int) -> int:
+        """Stream bytes that were written and acknowledged."""
+        stream = self._streams.get(stream_id)
+        return int(stream.sender._buffer_start) if stream is not None else 0
+
     def unacknowledged_bytes(self) -> int:
         """Stream bytes that were written and not yet acknowledged."""
         return sum(
@@ -412,6 +417,8 @@ class AioquicEngine(quic.QuicConnection):
         stream = self._streams.get(stream_id)
         try:
             if stream is None:
+                if not quic.stream_is_unidirectional(stream_id):
+                    raise ValueError("not a one-way stream")
                 # aioquic takes a lower id than the last one for a finished stream.
                 while self._local_next_stream_id_uni <= stream_id:
                     opened = self._get_or_create_stream_for_send(self._local_next_stream_id_uni)

@@ -219,6 +219,11 @@ class Link:
         """Bytes that are queued on `lane` and not yet with the engine."""
         return self._out[lane].queued
 
+    def progress(self, lane: Lane) -> int:
+        """Grows while bytes of `lane` are acknowledged or consumed by the peer."""
+        out = self._out[lane]
+        return out.consumed + self.engine.acknowledged_bytes(out.stream_id)
+
     def unacknowledged(self) -> int:
         """Bytes on all lanes that the other side has not acknowledged yet."""
         return sum(out.queued for out in self._out) + self.engine.unacknowledged_bytes()

@@ -157,6 +157,14 @@ class Missing:
             at += 1
         return first > last
 
+    def since(self, key: StreamKey, seq: int) -> float | None:
+        """When `seq`, which is missing, was first announced; None when it is not missing."""
+        gaps = self._gaps.get(key)
+        if gaps is None:
+            return None
+        at = bisect_left(gaps, seq, key=_last_of)
+        return gaps[at].since if at < len(gaps) and gaps[at].first <= seq else None
+
     def fill(self, key: StreamKey, first: int, last: int) -> tuple[NodeId, ...]:
         """first .. last has come. Returns who had announced all of it."""
         gaps = self._gaps.get(key)

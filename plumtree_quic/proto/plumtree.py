@@ -60,6 +60,8 @@ PARENT_STREAK = 3
 EPOCHS_MAX = 8
 GAPS_MAX = 1_024
 # How far above the highest id seen an announcement may reach; a digest is asked for instead.
+# A parent that is late as usual is waited for, but never longer than so many graft_timeouts.
+LAG_TIMEOUTS_MAX = 5
 AHEAD_IDS_MAX = 65_536
 HOP_MAX = 255
 # What fits one frame at 40 bytes each.
@@ -150,6 +152,8 @@ class _Origin:
     full_at: float = -inf
     started: bool = False
     parent: _Link | None = None
+    lag_s: float = 0.0
+    lag_deviation_s: float = 0.0
     challenger: _Link | None = None
     streak: int = 0
     heard_at: float = inf
@@ -379,6 +383,8 @@ class Plumtree:
             if self._has_room(stream, bundle, link, now):
                 origin = stream.origin
                 effects.append(Deliver(bundle, message.hop, link.peer))
+                if link is origin.parent and self._missing:
+                    self._note_lag(origin, stream.key, bundle.first, now)
                 known = self._take(stream, bundle, now)
                 self._restart_if_idle(origin, now, effects)
                 self._note_parent(origin, link, now, effects)
@@ -462,6 +468,23 @@ class Plumtree:
         self.counters.tree_over_gaps += 1
         self._want_digest(link, now)
         return False
+
+    def _note_lag(self, origin: _Origin, key: StreamKey, seq: int, now: float) -> None:
+        """The parent's push came behind others' announcements: learn by how much.
+
+        On busy machines a push regularly takes longer than graft_timeout; asking others then
+        doubles the work that made it late. Smoothed as RFC 6298 smooths round trips.
+        """
+        since = self._missing.since(key, seq)
+        if since is None:
+            return
+        lag_s = now - since
+        if origin.lag_s == 0.0:
+            origin.lag_s, origin.lag_deviation_s = lag_s, lag_s / 2
+        else:
+            deviation = abs(origin.lag_s - lag_s)
+            origin.lag_deviation_s += (deviation - origin.lag_deviation_s) / 4
+            origin.lag_s += (lag_s - origin.lag_s) / 8
 
     def _take(self, stream: _Stream, bundle: Bundle, now: float) -> int:
         """Mark `bundle` as seen. Returns the links that have announced it."""
@@ -726,14 +749,17 @@ class Plumtree:
     ) -> float:
         """Until when to wait for the push of what was announced at `since`: `now`, or later.
 
-        graft_timeout while the parent's link is up and not silent. A parent that announces does
-        not push.
+        graft_timeout while the parent's link is up and not silent; as long as its pushes usually
+        take behind announcements when that is longer. A parent that announces does not push.
         """
         parent = origin.parent if origin is not None else None
         if parent is None or parent.peer == announcer or parent.peer not in self._links:
             return now
+        assert origin is not None
         silent_at = max(parent.heard_at, since) + parent.silent_after_s
-        return max(now, min(since + self._config.graft_timeout, silent_at))
+        timeout_s = self._config.graft_timeout
+        usual_s = min(origin.lag_s + 4 * origin.lag_deviation_s, LAG_TIMEOUTS_MAX * timeout_s)
+        return max(now, min(since + timeout_s, silent_at), since + usual_s)
 
     # --- grafts that we send --------------------------------------------------------------------
 
