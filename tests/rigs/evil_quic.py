@@ -6,6 +6,7 @@ path has. `Pair` is the wire between two connections: in memory, in virtual time
 """
 
 import contextlib
+import logging
 import os
 import struct
 
@@ -13,7 +14,12 @@ from aioquic import tls
 from aioquic.buffer import Buffer, encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.packet import QuicPacketType, pull_quic_header
+from aioquic.quic.packet import (
+    QuicPacketType,
+    pull_quic_header,
+    pull_quic_transport_parameters,
+    push_quic_transport_parameters,
+)
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -24,6 +30,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 DIALLER, ACCEPTOR = ("192.0.2.1", 4001), ("192.0.2.2", 4002)
 ALPN = "plumtree-quic/1"
 CID_BYTES = 8
+
+_MUTE = logging.getLogger("evil")
+_MUTE.disabled = True
 
 
 # --- an evil connection ---------------------------------------------------------------------------
@@ -99,6 +108,8 @@ class Evil(QuicConnection):
             ),
             **roles,
         )
+        # Its own lines are not what a test of our logs wants to see.
+        self._logger.logger = _MUTE
 
     def _initialize(self, peer_cid):
         super()._initialize(peer_cid)
@@ -326,6 +337,7 @@ class Pair:
         self._on_wire = on_wire or (lambda from_dialler, datagram: [datagram])
         self._latency_s = latency_s
         self.now = 100.0
+        self.dialler_address = DIALLER
         self.events = {"dialler": [], "acceptor": []}
         self.sent = {"dialler": [], "acceptor": []}
         dialler.connect(ACCEPTOR, self.now)
@@ -371,7 +383,7 @@ class Pair:
         if to == "acceptor":
             if self.acceptor is None:
                 self.acceptor = self._make_acceptor(header_of(datagram).destination_cid)
-            self.acceptor.receive_datagram(datagram, source or DIALLER, self.now)
+            self.acceptor.receive_datagram(datagram, source or self.dialler_address, self.now)
         else:
             self.dialler.receive_datagram(datagram, source or ACCEPTOR, self.now)
 
@@ -384,3 +396,22 @@ class Pair:
     def kinds(self, name):
         """Names of the events of one side so far."""
         return [type(each).__name__ for each in self.events[name]]
+
+
+# --- transport parameters ---
+
+
+def parameters(**changes):
+    """arm: announce other QUIC transport parameters, by aioquic's field names."""
+
+    def arm(context):
+        kind, data = context.handshake_extensions[0]
+        announced = pull_quic_transport_parameters(Buffer(data=data))
+        for name, value in changes.items():
+            assert hasattr(announced, name)
+            setattr(announced, name, value)
+        buf = Buffer(capacity=4096)
+        push_quic_transport_parameters(buf, announced)
+        context.handshake_extensions[0] = (kind, buf.data)
+
+    return arm

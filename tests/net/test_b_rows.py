@@ -1,0 +1,566 @@
+"""What aioquic 1.7.2 leaves open to strangers, the path and malicious peers, and our guard.
+
+The names are the rows of the security review of aioquic (B1 to B58). Rows that only a socket or
+an endpoint can show are tested with those; `ELSEWHERE` says where the others are.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from aioquic import tls
+from aioquic.buffer import encode_uint_var
+from aioquic.quic.packet import QuicPreferredAddress, encode_quic_retry
+
+from plumtree_quic.errors import LocalProtocolError
+from plumtree_quic.ids import NodeId
+from plumtree_quic.net import engine
+from plumtree_quic.net.engine import EngineFailed, EngineSettings
+from tests.rigs.evil_quic import (
+    ACCEPTOR,
+    DIALLER,
+    Evil,
+    Initials,
+    Pair,
+    ack_frame,
+    crypto_frame,
+    datagram_frame,
+    header_of,
+    new_cid_frame,
+    parameters,
+    reset_frame,
+    stop_frame,
+    stream_frame,
+)
+from tests.rigs.handshakes import PKI, A, B, good_pair, meet, our_acceptor, our_dialler
+
+PROTOCOL_VIOLATION, FLOW_CONTROL, STREAM_LIMIT = 0x0A, 0x03, 0x04
+CRYPTO_BUFFER, PARAMETERS = 0x0D, 0x08
+
+ELSEWHERE = {
+    "B11": "test_h32_an_acceptor_that_answers_with_another_protocol",
+    "B12": "test_h15_a_scheme_that_does_not_fit_the_key",
+    "B39": "test_b39_part_of_a_message_at_the_wrong_level_is_refused_at_once",
+    "B44": "test_h02_no_certificate_from_the_dialler",
+    "B45": "test_h02_no_certificate_from_the_dialler",
+    "B46": "test_h04_a_strangers_ca_is_unknown",
+    "B47": "test_h23_an_acceptor_that_selects_a_psk_is_refused",
+    "B48": "test_h03_an_acceptor_that_does_not_ask_is_refused",
+    "B49": "test_h03_an_acceptor_that_takes_no_scheme_of_ours_is_refused",
+    "B50": "test_a_refused_dialler_hears_nothing_and_our_acceptor_reports_nobody",
+    "B51": "test_h09_both_extended_key_usages_are_needed",
+    "B52": "test_h15_a_scheme_that_does_not_fit_the_key",
+    "B54": "test_h23_ticket_psk_and_early_data_of_a_dialler_are_ignored",
+    "B57": "test_h14_finished_that_was_tampered_with",
+}
+
+
+def test_rows_that_are_tested_as_handshakes_are_there():
+    text = (Path(__file__).parent / "test_handshake.py").read_text()
+    assert [row for row, name in ELSEWHERE.items() if f"def {name}(" not in text] == []
+
+
+def evil_link(evil_is="dialler", **evil):
+    """An authenticated link with an evil peer: (outcome, send), where send delivers frames."""
+    outcome = meet(PKI.node("evil"), evil_is=evil_is, **evil)
+    outcome.assert_up()
+    ours = "acceptor" if evil_is == "dialler" else "dialler"
+
+    def send(frames, *, source=None, number=None):
+        packet = outcome.evil.packet(frames, number=number)
+        outcome.pair.deliver(packet, to=ours, source=source)
+        return packet
+
+    return outcome, send
+
+
+def initials_of_a_stranger():
+    """(acceptor, send): a fresh acceptor, and frames in Initials that anybody can make."""
+    cid, source = os.urandom(8), os.urandom(8)
+    acceptor = our_acceptor()(cid)
+    keys = Initials(cid, from_dialler=True)
+    numbers = iter(range(1 << 20))
+
+    def send(frames, *, number=None, now=1.0):
+        packet = keys.packet(
+            frames, to=cid, source=source, number=next(numbers) if number is None else number
+        )
+        acceptor.receive_datagram(packet, DIALLER, now)
+
+    return acceptor, send
+
+
+# --- strangers ---
+
+
+def test_b03_whatever_aioquic_raises_becomes_engine_failed(monkeypatch):
+    pair = good_pair()
+    parent = engine.AioquicEngine.__mro__[1]
+
+    def explode(*args, **kwargs):
+        raise IndexError("pop from empty list")
+
+    for name, call in (
+        ("receive_datagram", lambda: pair.acceptor.receive_datagram(b"x" * 30, DIALLER, pair.now)),
+        ("datagrams_to_send", lambda: pair.acceptor.datagrams_to_send(pair.now)),
+        ("handle_timer", lambda: pair.acceptor.handle_timer(pair.now)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(parent, name, explode)
+            with pytest.raises(EngineFailed):
+                call()
+
+
+def test_b04_junk_before_the_first_initial_is_dropped():
+    acceptor = our_acceptor()(os.urandom(8))
+    for first in (0x40, 0xD0, 0xE0, 0xC0):
+        acceptor.receive_datagram(bytes([first]) + bytes(1199), DIALLER, 1.0)
+        assert acceptor.datagrams_to_send(1.0) == []
+
+
+def test_b05_gapped_initials_neither_grow_our_acks_nor_stop_our_sending():
+    acceptor, send = initials_of_a_stranger()
+    for number in range(0, 3000, 3):
+        send(crypto_frame(b"\x01\0\x10\0"[:1], 0) + b"\x01", number=number)
+    assert len(acceptor._spaces[tls.Epoch.INITIAL].ack_queue) <= engine.ACK_RANGES_MAX
+    assert acceptor.datagrams_to_send(1.1)
+
+
+def test_b06_a_close_with_a_long_reason_is_sent():
+    pair = good_pair()
+    pair.dialler.close(0x10, None, "ä\n\x1b" + "x" * 2000)
+    pair.step(2)
+    assert pair.acceptor.close_event.error_code == 0x10
+    assert pair.acceptor.close_event.reason_phrase == "???" + "x" * 29
+    assert pair.acceptor.closed_by_peer
+
+
+def test_b06_a_peers_close_reason_is_cut_and_plain():
+    outcome, send = evil_link()
+    reason = b"\x1b[31m\n" + b"r" * 500
+    send(b"\x1d\x10" + encode_uint_var(len(reason)) + reason)
+    assert outcome.ours.close_event.reason_phrase == "?[31m?" + "r" * 26
+
+
+def test_b07_a_connection_id_that_is_retired_as_it_comes():
+    outcome, send = evil_link()
+    send(new_cid_frame(9, retire_prior_to=8))
+    send(new_cid_frame(8))
+    # A packet to another of our connection IDs makes us change theirs, from 9 to 8.
+    outcome.evil._peer_cid = outcome.evil._peer_cid_available.pop(0)
+    send(b"\x01")
+    assert outcome.ours._peer_cid.sequence_number == 8
+    with pytest.raises(EngineFailed, match="IndexError"):
+        send(new_cid_frame(9, retire_prior_to=9))
+
+
+def test_b09_a_write_after_stop_sending_fails_on_that_link_alone():
+    outcome, send = evil_link()
+    outcome.ours.send_stream_data(3, b"x")
+    outcome.pair.step()
+    send(stop_frame(3))
+    with pytest.raises(EngineFailed):
+        outcome.ours.send_stream_data(3, b"more")
+
+
+def test_b13_an_oversized_datagram_is_refused_and_later_ones_pass():
+    pair = good_pair()
+    with pytest.raises(LocalProtocolError):
+        pair.dialler.send_datagram_frame(bytes(1101))
+    for each in (bytes(1100), b"later"):
+        pair.dialler.send_datagram_frame(each)
+    pair.step(3)
+    assert pair.dialler.pending_datagrams() == 0
+    got = [each.data for each in pair.events["acceptor"] if hasattr(each, "data")]
+    assert got == [bytes(1100), b"later"]
+
+
+@pytest.mark.parametrize("evil_is", ["dialler", "acceptor"])
+@pytest.mark.parametrize("size", [None, 0, 1199])
+def test_b14_a_peer_that_takes_no_datagrams_is_refused(evil_is, size):
+    outcome = meet(PKI.node("evil"), evil_is=evil_is, arm=parameters(max_datagram_frame_size=size))
+    assert outcome.evil.close_code == PARAMETERS
+    assert outcome.step == 2
+    assert outcome.ours.peer_id is None
+
+
+def test_b14_a_peer_that_takes_1200_is_accepted():
+    arm = parameters(max_datagram_frame_size=1200)
+    meet(PKI.node("evil"), evil_is="dialler", arm=arm).assert_up()
+
+
+@pytest.mark.parametrize("offset", [33 * 1024, 512 * 1024, 1 << 40])
+def test_b17_a_hole_in_the_handshake_is_refused_before_anything_is_allocated(offset):
+    acceptor, send = initials_of_a_stranger()
+    send(crypto_frame(b"x", offset))
+    assert acceptor.close_event.error_code == CRYPTO_BUFFER
+    assert len(acceptor._crypto_streams[tls.Epoch.INITIAL].receiver._buffer) == 0
+
+
+@pytest.mark.parametrize("claimed", [33 * 1024, 1 << 20, (1 << 24) - 1])
+def test_b18_a_handshake_message_that_claims_too_much_ends_at_its_header(claimed):
+    acceptor, send = initials_of_a_stranger()
+    send(crypto_frame(b"\x01" + claimed.to_bytes(3, "big")))
+    assert acceptor.close_event.error_code == 0x100 + 50
+    assert (acceptor.failure.step, acceptor.failure.reason) == (1, "message too long")
+
+
+def test_b18_one_handshake_holds_at_most_64_kib():
+    acceptor, send = initials_of_a_stranger()
+    header = b"\x01" + (32 * 1024).to_bytes(3, "big")
+    send(crypto_frame(header))
+    offset, chunk = len(header), 1000
+    while not acceptor.ended and offset < 100 * 1024:
+        send(crypto_frame(bytes(chunk), offset))
+        offset += chunk
+    assert acceptor.ended
+    assert offset <= 64 * 1024
+
+
+def test_b23_text_of_strangers_never_reaches_a_log(caplog):
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="quic"):
+        _, send = evil_link()
+        send(b"\x1d\x10\x06evil\x1b\n")
+        acceptor, strange = initials_of_a_stranger()
+        strange(b"\x1c\x00\x00\x05forge")
+        assert acceptor.ended
+    assert [each.getMessage() for each in caplog.records] == []
+
+
+# --- malicious peers ---
+
+
+def test_b24_a_peer_reserves_no_more_than_our_windows():
+    outcome, send = evil_link()
+    send(stream_frame(2, b"x", 256 * 1024 - 1))
+    assert not outcome.ours.ended
+    send(stream_frame(2, b"x", 256 * 1024))
+    assert outcome.ours.close_event.error_code == FLOW_CONTROL
+
+
+def test_b24_windows_of_all_streams_together_are_one_mib():
+    outcome, send = evil_link()
+    for stream in range(4):
+        send(stream_frame(2 + 4 * stream, b"x", 256 * 1024 - 1))
+    assert not outcome.ours.ended
+    send(stream_frame(2 + 4 * 4, b"x", 10))
+    assert outcome.ours.close_event.error_code == FLOW_CONTROL
+
+
+def test_b24_holes_never_raise_a_window():
+    outcome, send = evil_link()
+    for _ in range(50):
+        send(stream_frame(2, b"x", 256 * 1024 - 1))
+        outcome.pair.step()
+    assert outcome.ours._streams[2].max_stream_data_local == 256 * 1024
+    assert outcome.ours._local_max_data.value == 1024 * 1024
+
+
+def test_b24_consumption_raises_windows_by_what_was_consumed():
+    pair = good_pair()
+    sent = 0
+    while sent < 3 * 1024 * 1024:
+        if pair.dialler.unacknowledged_bytes() < 100_000:
+            pair.dialler.send_stream_data(2, bytes(50_000))
+            sent += 50_000
+        pair.step()
+    pair.run(1.0)
+    got = sum(len(each.data) for each in pair.events["acceptor"] if hasattr(each, "stream_id"))
+    assert got == sent
+    window = pair.acceptor._streams[2].max_stream_data_local
+    assert sent < window <= sent + 256 * 1024
+    assert pair.acceptor._local_max_data.value <= sent + 1024 * 1024
+
+
+def test_b25_at_most_16_streams_and_no_bidirectional_one():
+    outcome, send = evil_link()
+    send(stream_frame(2 + 4 * 15, b"x"))
+    assert not outcome.ours.ended
+    send(stream_frame(2 + 4 * 16, b"x"))
+    assert outcome.ours.close_event.error_code == STREAM_LIMIT
+    outcome, send = evil_link()
+    send(stream_frame(0, b"x"))
+    assert outcome.ours.close_event.error_code == STREAM_LIMIT
+
+
+def test_b25_opened_and_closed_streams_earn_no_new_ones():
+    outcome, send = evil_link()
+    for number in range(16):
+        send(stream_frame(2 + 4 * number, b"x", fin=True))
+        outcome.pair.step()
+    send(stream_frame(2 + 4 * 16, b"x"))
+    assert outcome.ours.close_event.error_code == STREAM_LIMIT
+
+
+def test_b26_gapped_packets_leave_a_bounded_table():
+    outcome, send = evil_link()
+    first = outcome.evil.last_number + 1
+    for number in range(first, first + 6000, 2):
+        send(b"\x01", number=number)
+        if number % 100 == 0:
+            outcome.ours.datagrams_to_send(outcome.pair.now)
+    assert len(outcome.ours._spaces[tls.Epoch.ONE_RTT].ack_queue) <= engine.ACK_RANGES_MAX
+
+
+def test_b27_a_peer_that_never_acknowledges_is_dropped_before_our_table_is_large():
+    outcome, send = evil_link()
+    ours, now = outcome.ours, outcome.pair.now
+    for _ in range(40_000):
+        send(b"\x01")
+        now += 0.001
+        # The evil side gets nothing, so it acknowledges nothing.
+        ours.datagrams_to_send(now + engine.ACK_DELAY_S)
+        if ours.ended:
+            break
+    assert ours.ended
+    assert ours.close_event.reason_phrase == "table limit"
+    assert len(ours._spaces[tls.Epoch.ONE_RTT].sent_packets) <= engine.SENT_PACKETS_MAX + 128
+
+
+def test_b27_an_honest_peer_is_asked_for_an_ack_now_and_then():
+    pair = good_pair()
+    for _ in range(500):
+        pair.dialler.send_stream_data(2, b"x")
+        pair.step(4)
+    # Without our PINGs the acceptor, which only acknowledges, would hold 500 packets.
+    held = len(pair.acceptor._spaces[tls.Epoch.ONE_RTT].sent_packets)
+    assert held <= 2 * engine.ACK_ONLY_PACKETS_PER_PING
+
+
+def test_b28_an_ack_of_a_packet_never_sent_ends_the_connection():
+    outcome, send = evil_link()
+    last = outcome.ours._packet_number - 1
+    send(ack_frame(last))
+    assert not outcome.ours.ended
+    send(ack_frame(last + 1))
+    assert outcome.ours.close_event.error_code == PROTOCOL_VIOLATION
+
+
+def test_b29_more_than_four_addresses_a_minute_end_the_connection():
+    outcome, send = evil_link()
+    for port in range(5):
+        assert not outcome.ours.ended
+        assert outcome.ours.address_changes == port
+        send(b"\x01", source=("192.0.2.1", 5000 + port))
+        outcome.ours.datagrams_to_send(outcome.pair.now)
+    assert outcome.ours.close_event.reason_phrase == "too many addresses"
+
+
+def test_b29_a_move_a_minute_is_forgotten():
+    outcome, send = evil_link()
+    for port in range(12):
+        outcome.pair.dialler_address = ("192.0.2.1", 5000 + port)
+        for _ in range(2):
+            outcome.pair.now += 10.0
+            send(b"\x01")
+            outcome.pair.step(4)
+    assert not outcome.ours.ended
+    assert outcome.ours.address_changes == 3
+
+
+def test_b29_one_move_is_fine_and_forged_packets_spend_no_ones_budget():
+    outcome, send = evil_link()
+    for port in range(100):
+        outcome.pair.deliver(
+            bytes([0x41]) + outcome.ours.host_cid + os.urandom(40),
+            to="acceptor",
+            source=("192.0.2.1", 6000 + port),
+        )
+    assert outcome.ours.address_changes == 0
+    send(b"\x01", source=("192.0.2.1", 7000))
+    outcome.pair.step()
+    assert not outcome.ours.ended
+    assert outcome.ours.get_peer_address() == ("192.0.2.1", 7000)
+
+
+@pytest.mark.parametrize("evil_is", ["dialler", "acceptor"])
+def test_b32_a_peer_that_wants_to_delay_its_acks_is_refused(evil_is):
+    outcome = meet(PKI.node("evil"), evil_is=evil_is, arm=parameters(max_ack_delay=101))
+    assert outcome.evil.close_code == PARAMETERS
+    assert outcome.step == 2
+    meet(PKI.node("evil"), evil_is=evil_is, arm=parameters(max_ack_delay=100)).assert_up()
+
+
+def test_b33_end_of_stream_is_told_once():
+    outcome, send = evil_link()
+    for _ in range(3):
+        send(stream_frame(2, b"x", fin=True))
+    send(reset_frame(2, final=1))
+    outcome.pair.step()
+    ends = [each for each in outcome.pair.events["acceptor"] if getattr(each, "end_stream", False)]
+    assert len(ends) == 1
+
+
+def test_b35_what_waits_in_the_engine_is_bounded():
+    pair = good_pair()
+    for _ in range(4):
+        pair.dialler.send_stream_data(2, bytes(1024 * 1024))
+    with pytest.raises(LocalProtocolError, match="4 MiB"):
+        pair.dialler.send_stream_data(2, b"x")
+    for _ in range(256):
+        pair.dialler.send_datagram_frame(b"x")
+    with pytest.raises(LocalProtocolError, match="256 datagrams"):
+        pair.dialler.send_datagram_frame(b"x")
+    assert pair.dialler.pending_datagrams() == 256
+
+
+# --- on the path ---
+
+
+def test_b37_a_packet_that_is_replayed_is_not_heard_twice():
+    outcome, send = evil_link()
+    packet = send(datagram_frame(b"probe"))
+    for _ in range(5):
+        outcome.pair.deliver(packet, to="acceptor")
+    outcome.pair.step()
+    kinds = outcome.pair.kinds("acceptor")
+    assert kinds.count("DatagramFrameReceived") == 1
+
+
+def test_b38_the_dialler_stays_with_the_address_that_it_dialled():
+    outcome, send = evil_link("acceptor")
+    send(datagram_frame(b"x"), source=("198.51.100.9", 9))
+    outcome.pair.step()
+    assert outcome.ours.get_peer_address() == ACCEPTOR
+    assert "DatagramFrameReceived" not in outcome.pair.kinds("dialler")
+
+
+def test_b38_a_preferred_address_moves_nobody():
+    elsewhere = QuicPreferredAddress(
+        ipv4_address=("198.51.100.9", 9),
+        ipv6_address=None,
+        connection_id=os.urandom(8),
+        stateless_reset_token=bytes(16),
+    )
+    outcome = meet(
+        PKI.node("evil"), evil_is="acceptor", arm=parameters(preferred_address=elsewhere)
+    )
+    outcome.assert_up()
+    assert [path.addr for path in outcome.ours._network_paths] == [ACCEPTOR]
+
+
+def retried(token):
+    """A dialler that was answered with that Retry: (dialler, its next datagrams)."""
+    dialler = our_dialler()
+    dialler.connect(ACCEPTOR, 1.0)
+    header = header_of(dialler.datagrams_to_send(1.0)[0][0])
+    retry = encode_quic_retry(
+        version=1,
+        source_cid=os.urandom(8),
+        destination_cid=header.source_cid,
+        original_destination_cid=header.destination_cid,
+        retry_token=token,
+    )
+    dialler.receive_datagram(retry, ACCEPTOR, 1.01)
+    return dialler, dialler.datagrams_to_send(1.02)
+
+
+def test_b40_a_retry_token_that_leaves_no_room_is_ignored():
+    _, answer = retried(b"t" * 257)
+    assert answer == []
+    dialler, answer = retried(b"t" * 256)
+    assert header_of(answer[0][0]).token == b"t" * 256
+    assert not dialler.ended
+
+
+def test_b43_keys_are_updated_after_an_hour_and_traffic_goes_on():
+    pair = good_pair()
+
+    def phase():
+        return pair.dialler._cryptos[tls.Epoch.ONE_RTT].key_phase
+
+    def exchange(text):
+        pair.dialler.send_stream_data(2, text)
+        pair.acceptor.send_stream_data(3, text)
+        pair.step(6)
+
+    exchange(b"before")
+    assert phase() == 0
+    for _ in range(400):  # keep the connection from its idle time-out
+        pair.now += 10.0
+        pair.dialler.ping(1)
+        pair.step(4)
+    exchange(b"after")
+    assert pair.now > 3600
+    assert not pair.dialler.ended
+    for name in ("dialler", "acceptor"):
+        got = [each.data for each in pair.events[name] if hasattr(each, "stream_id")]
+        assert b"".join(got) == b"beforeafter"
+    assert pair.dialler._keyed_at > pair.now - 1000
+
+
+def test_b43_keys_are_updated_after_so_many_packets(monkeypatch):
+    monkeypatch.setattr(engine, "KEY_UPDATE_PACKETS", 50)
+    pair = good_pair()
+    phases = set()
+    for _ in range(200):
+        pair.dialler.send_stream_data(2, b"x")
+        pair.acceptor.send_stream_data(3, b"x")
+        pair.step(3)
+        phases.add(pair.dialler._cryptos[tls.Epoch.ONE_RTT].key_phase)
+    assert phases == {0, 1}
+    assert not pair.dialler.ended
+    assert not pair.acceptor.ended
+
+
+# --- ways round mutual TLS ---
+
+
+def test_b44_our_acceptor_always_asks():
+    asked = []
+
+    def see(original, buf):
+        request = original(buf)
+        asked.append(request)
+        return request
+
+    meet(PKI.node("evil"), evil_is="dialler", patches={"pull_certificate_request": see})
+    assert len(asked) == 1
+
+
+def half_way():
+    """Our acceptor once it has answered, and before the dialler has said who it is."""
+    return Pair(our_dialler(), our_acceptor()).step(1).acceptor
+
+
+def test_b53_nothing_can_be_queued_before_the_handshake_is_complete():
+    dialler = our_dialler()
+    acceptor = half_way()
+    assert acceptor.tls.state is tls.State.SERVER_EXPECT_CERTIFICATE
+    for side, stream in ((dialler, 2), (acceptor, 3)):
+        with pytest.raises(LocalProtocolError):
+            side.send_stream_data(stream, b"early")
+        with pytest.raises(LocalProtocolError):
+            side.send_datagram_frame(b"early")
+
+
+def test_b53_a_dialler_without_a_certificate_receives_no_byte_of_ours():
+    outcome = meet(None, evil_is="dialler")
+    assert {"StreamDataReceived", "DatagramFrameReceived"}.isdisjoint(outcome.pair.kinds("dialler"))
+
+
+def test_b55_two_dials_do_not_share_whom_they_mean():
+    settings = EngineSettings()
+    one = engine.dial(A, settings=settings, expected=NodeId("spiffe://test/node/b"))
+    other = engine.dial(A, settings=settings, expected=NodeId("spiffe://test/node/c"))
+    assert Pair(one, our_acceptor(B)).step(10).dialler.peer_id == B.node_id
+    assert Pair(other, our_acceptor(B)).step(10).dialler.peer_id is None
+
+
+def test_b58_secrets_and_traces_are_written_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    monkeypatch.setenv("QUICLOGDIR", str(tmp_path))
+    pair = good_pair()
+    for side in (pair.dialler, pair.acceptor):
+        assert side.configuration.secrets_log_file is None
+        assert side.configuration.quic_logger is None
+        assert side.configuration.server_name is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_evil_kit_imports_nothing_of_ours():
+    kit = Path(sys.modules[Evil.__module__].__file__).read_text()
+    assert "import plumtree_quic" not in kit
+    assert "from plumtree_quic" not in kit
