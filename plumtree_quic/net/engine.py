@@ -478,18 +478,12 @@ class AioquicEngine(quic.QuicConnection):
 
     def _check_addresses(self, now: float) -> None:
         # Only packets that decrypted make paths, so that nobody else can spend this budget (B29).
-        known = self._known_addresses
-        for path in self._network_paths:
-            if path.addr not in known:
-                if known:
-                    self._address_changes.append(now)
-                known.append(path.addr)
-        current = self._network_paths[0].addr if self._network_paths else None
-        if current is not None and known[-1] != current:
-            known.remove(current)
-            known.append(current)
-            self._address_changes.append(now)
-        del known[: -quic.MAX_NETWORK_PATHS]
+        before = self._known_addresses
+        self._known_addresses = [path.addr for path in self._network_paths]
+        if before:
+            new = [addr for addr in self._known_addresses if addr not in before]
+            moved = bool(new) or self._known_addresses[0] != before[0]
+            self._address_changes += [now] * max(len(new), moved)
         self._address_changes = [at for at in self._address_changes if at > now - 60.0]
         if len(self._address_changes) > ADDRESS_CHANGES_PER_MINUTE_MAX:
             self.close(quic.QuicErrorCode.PROTOCOL_VIOLATION, 0, "too many addresses")
