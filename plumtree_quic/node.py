@@ -934,7 +934,7 @@ class Node:
 def _check_topic(topic: str) -> None:
     try:
         wire.check_text(topic, wire.TOPIC_BYTES_MAX)
-    except WireError as error:
+    except (WireError, ConfigError) as error:
         raise ConfigError(f"topic {topic[:40]!r}: {error}")
 
 

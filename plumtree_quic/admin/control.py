@@ -250,6 +250,8 @@ def _connect(path: Path, timeout_s: float | None) -> socket.socket:
 def _read(readline: Any, path: Path) -> dict[str, Any]:
     try:
         line = readline()
+    except ConnectionResetError:
+        line = b""
     except OSError as error:
         raise LinkError(f"the node at {path} did not answer: {error}")
     if not line:

@@ -1,6 +1,7 @@
 """`plumtree-quic node`: run one node until SIGTERM, SIGINT or `plumtree-quic leave`."""
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import signal
@@ -181,11 +182,16 @@ def _read_lines(
 
     def read() -> None:
         # A thread of its own: standard input may be a file, which no event loop can wait for.
-        for line in sys.stdin.buffer:
-            try:
-                asyncio.run_coroutine_threadsafe(lines.put(line.rstrip(b"\r\n")), loop).result()
-            except RuntimeError:
-                return  # the loop is closed: the node is gone
+        # os.read, not sys.stdin: its lock, held at exit, would abort the interpreter.
+        rest = b""
+        while chunk := os.read(0, 65_536):
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                try:
+                    put = asyncio.run_coroutine_threadsafe(lines.put(line.rstrip(b"\r")), loop)
+                    put.result()
+                except (RuntimeError, concurrent.futures.CancelledError):
+                    return  # the loop is closed: the node is gone
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
     tasks.append(loop.create_task(_broadcast_lines(lines, running, topic)))

@@ -46,6 +46,8 @@ class Terminal:
         self.process.stdin.flush()
 
     def end(self):
+        if self.process.stdin.closed:
+            return self.process.returncode
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
