@@ -196,7 +196,7 @@ def check_chain(
         raise CheckFailed(8, Alert.CERTIFICATE_EXPIRED, "certificate not yet valid")
     try:
         _check_usages(leaf)
-    except ValueError as error:
+    except (ValueError, x509.DuplicateExtension) as error:
         raise CheckFailed(9, Alert.BAD_CERTIFICATE, "extensions do not parse", str(error))
     # The client verifier on both sides: the server one wants a DNS name, and we judge the
     # identity ourselves (step 10). Its time is fixed when it is built.
@@ -209,10 +209,8 @@ def check_chain(
     )
     try:
         verifier.verify(leaf, list(chain))
-    except VerificationError as error:
+    except (VerificationError, ValueError, UnsupportedAlgorithm) as error:
         raise CheckFailed(9, Alert.UNKNOWN_CA, "no path to a trusted CA", str(error))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise CheckFailed(9, Alert.BAD_CERTIFICATE, "certificate does not parse", str(error))
 
 
 def _check_usages(leaf: x509.Certificate) -> None:
@@ -254,7 +252,7 @@ def parse_identity(leaf: x509.Certificate, trust_domain: str | None) -> NodeId:
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     except x509.ExtensionNotFound:
         raise CheckFailed(10, Alert.BAD_CERTIFICATE, "no identity (URI SAN)")
-    except ValueError as error:
+    except (ValueError, x509.DuplicateExtension) as error:
         raise CheckFailed(10, Alert.BAD_CERTIFICATE, "subjectAltName does not parse", str(error))
     if not uris:
         raise CheckFailed(10, Alert.BAD_CERTIFICATE, "no identity (URI SAN)")

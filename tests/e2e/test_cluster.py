@@ -70,9 +70,7 @@ async def test_kill_9_in_mid_stream_then_restart():
         again = await made.spawn(victim.name, listen=victim.address)
         again.tell("join", seeds=[judge.address])
         await made.converge(8)
-        result = await measure(
-            made, Run(messages=50, size=256), NO_PROGRESS, {judge.node_id: 1200}
-        )
+        result = await measure(made, Run(messages=50, size=256), NO_PROGRESS, {judge.node_id: 1200})
         assert result["lost"] == 0
         assert again.latest("report")["delivered"] == 50
 
@@ -82,7 +80,8 @@ async def test_suspicion_of_a_killed_node_to_which_we_push_comes_within_seconds(
         await made.start(4)
         victim, judges = made.workers[-1], made.workers[:-1]
         for worker in made.workers:
-            worker.tell("expect", expected={judges[0].node_id: 4000}, base={}, warm={judges[0].node_id: 0})
+            publisher = judges[0].node_id
+            worker.tell("expect", expected={publisher: 4000}, base={}, warm={publisher: 0})
         judges[0].tell("publish", count=4000, size=256, rate=200.0)
         await asyncio.sleep(0.5)
         began = asyncio.get_running_loop().time()
