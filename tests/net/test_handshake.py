@@ -1,9 +1,9 @@
 """Who gets in and who does not: every rule of the ordered check, on the wire, in both roles."""
 
+import ast
 import datetime
 import importlib
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -244,7 +244,13 @@ def test_h09_both_extended_key_usages_are_needed(evil_is, eku):
 
 @both
 @pytest.mark.parametrize(
-    "key_usage", [None, ("key_encipherment",), ("digital_signature", "key_cert_sign")]
+    "key_usage",
+    [
+        None,
+        ("key_encipherment",),
+        ("digital_signature", "key_cert_sign"),
+        ("digital_signature", "crl_sign"),
+    ],
 )
 def test_h10_key_usage_must_be_a_nodes(evil_is, key_usage):
     cert = PKI.node("evil", key_usage=key_usage)
@@ -831,6 +837,20 @@ def test_h32_an_acceptor_that_answers_with_another_protocol(answer):
     outcome.assert_refused(NO_ALPN, step=2)
 
 
+@both
+def test_h32_even_an_engine_that_offers_more_takes_only_our_protocol(evil_is, monkeypatch):
+    configure = engine._configuration
+
+    def wider(*args, **kwargs):
+        configuration = configure(*args, **kwargs)
+        configuration.alpn_protocols.append("h3")
+        return configuration
+
+    monkeypatch.setattr(engine, "_configuration", wider)
+    outcome = meet(PKI.node("evil"), evil_is=evil_is, alpn=["h3"])
+    outcome.assert_refused(NO_ALPN, step=2)
+
+
 def test_h32_version_2_gets_no_answer():
     dialler = Evil(PKI.node("evil"), dials=True, supported_versions=[0x6B3343CF])
     pair = Pair(dialler, our_acceptor()).step(3)
@@ -907,9 +927,11 @@ def test_two_of_ours_with_different_cas_both_see_why():
 
 
 def test_reasons_of_all_failures_are_short_plain_and_fixed():
-    source = importlib.import_module("plumtree_quic.security.identity").__file__
-    ours = importlib.import_module("plumtree_quic.net.tls").__file__
-    text = Path(source).read_text() + Path(ours).read_text()
-    reasons = re.findall(r'CheckFailed\(\s*[^,]+,\s*[^,]+,\s*"([^"]*)"', text)
+    reasons = []
+    for name in ("plumtree_quic.security.identity", "plumtree_quic.net.tls"):
+        tree = ast.parse(Path(importlib.import_module(name).__file__).read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "CheckFailed":
+                reasons += [each.value for each in node.args[2:3] if isinstance(each, ast.Constant)]
     assert len(reasons) > 20
     assert all(len(each) <= 32 and each.isascii() for each in reasons), reasons
