@@ -1,5 +1,8 @@
 """Settings: the guide's presets, every refusal, and reading them from text."""
 
+import re
+from pathlib import Path
+
 import attrs
 import pytest
 
@@ -380,3 +383,33 @@ def test_a_toml_file_that_is_not_there_is_named(tmp_path):
 def test_an_unknown_keyword_is_a_type_error_as_everywhere_in_python():
     with pytest.raises(TypeError, match="eager_fanot"):
         PlumtreeConfig.lan(eager_fanot=3)
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def shown(value):
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if value != "zstd" else value
+
+
+def test_the_page_has_every_field_with_its_values():
+    page = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
+    table = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \| [^|]+ \|$", page, re.MULTILINE))
+    expected = {}
+    for field, values in PRESET_VALUES.items():
+        if attrs.has(type(values[0])):
+            for inner in attrs.fields_dict(type(values[0])):
+                expected[f"{field}.{inner}"] = [getattr(value, inner) for value in values]
+        else:
+            expected[field] = values
+    assert table == {
+        field: " | ".join(shown(value) for value in values) for field, values in expected.items()
+    }
+
+
+def test_the_page_has_the_variables_of_the_node_command():
+    page = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
+    for name in set(NODE_ENVIRONMENT) - {"PLUMTREE_NO_SKIPS"}:
+        assert f"`{name.removeprefix('PLUMTREE_')}`" in page or name in page

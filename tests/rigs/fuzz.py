@@ -1,5 +1,6 @@
 """Frames that a hostile peer may write: random ones, and valid ones damaged a little."""
 
+import argparse
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -69,3 +70,11 @@ def fuzz(seed: int, count: int) -> Counter[str]:
         else:
             outcomes[type(message).__name__] += 1
     return outcomes
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Decode hostile frames; a crash names its seed.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1_000_000)
+    options = parser.parse_args()
+    print(dict(fuzz(options.seed, options.count)))
