@@ -1,0 +1,704 @@
+"""Nodes on the virtual network: each drives a production Core as the driver does. No rule of the
+protocol lives here, only what node and driver would do with the core's effects.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+
+from plumtree_quic import wire
+from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.ids import MemberKey, NodeId, member_key
+from plumtree_quic.messages import (
+    Ack,
+    Bundle,
+    Fact,
+    Gossip,
+    GraftRefused,
+    Hello,
+    IHave,
+    Lane,
+    MemberState,
+    Message,
+    Ping,
+    Record,
+    RefusedReason,
+    Repair,
+    Wanted,
+)
+from plumtree_quic.proto.core import Core
+from plumtree_quic.proto.effects import (
+    Deliver,
+    DialSeed,
+    Effect,
+    Link,
+    MemberUpdated,
+    Push,
+    Send,
+    SendDatagram,
+    Strike,
+    Superseded,
+    Unlink,
+)
+from plumtree_quic.sim.faults import CALM, Blow, Storm, Weather
+from plumtree_quic.sim.network import End, Network, Time
+from plumtree_quic.sim.network import Link as NetLink
+from plumtree_quic.sim.report import Journal, Life, Report, Violation
+
+__all__ = ["Cluster", "Host"]
+
+WALL_MS = 1_700_000_000_000
+RECORD_VALID_MS = 24 * 3600 * 1000
+START_S = 1000.0
+# As in driver and endpoint; the names there are the same.
+HEARD_EVERY_S = 0.1
+BLOCKED_S = 0.25
+REPAIR_BACKLOG_BYTES = 65_536
+HANDSHAKE_S = 5.0
+FIRST_REDIAL_S = (0.05, 0.5)
+LARGER_WAITS_S = (0.5, 1.0)
+REDIAL_S = (1.0, 60.0)
+WATCH_EVERY_S = 1.0
+# What one link may have announced that is not here, in ids (reliability bar, part E).
+ANNOUNCED_IDS_MAX = 1_000
+# How long a node that leaves keeps its links, for the news to pass.
+LEAVE_S = 0.5
+REPEATED_AFTER_S = (0.01, 5.0)
+SHORTEST_PAUSE_S = 0.1
+
+
+class Host:
+    """One process: a core, its links, and what it wants."""
+
+    def __init__(self, cluster: "Cluster", name: str, epoch: int, config: PlumtreeConfig) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.id = _node_id(name)
+        self.epoch = epoch
+        self.config = config
+        self.alive = True
+        self.life = Life(name, epoch)
+        self.links: dict[NodeId, End] = {}
+        self.strikes: list[Strike] = []
+        self.superseded: int | None = None
+        self._ends: tuple[End, ...] = ()
+        self._wanted: dict[NodeId, int] = {}
+        self._dialling: dict[NodeId, None] = {}
+        self._blocked: dict[NodeId, None] = {}
+        self._congested: dict[NodeId, None] = {}
+        self._next_seq = 1
+        self._timer: float | None = None
+        self._paused_until = 0.0
+        self._checking = False
+        self._rng = Random(f"{cluster.seed} {name} {epoch}")
+        own = member_key(self.id)
+
+        def make_record(incarnation: int) -> Record:
+            cluster.journal.check_incarnation(self.life, incarnation)
+            return wire.build_record(
+                node_id=self.id,
+                epoch=epoch,
+                incarnation=incarnation,
+                addresses=(_address(name),),
+                valid_until=cluster.wall_ms() + RECORD_VALID_MS,
+            )
+
+        def make_fact(
+            subject: MemberKey, subject_epoch: int, incarnation: int, state: MemberState
+        ) -> Fact:
+            return wire.build_fact(
+                subject=subject,
+                epoch=subject_epoch,
+                incarnation=incarnation,
+                state=state,
+                signer=own,
+            )
+
+        self.core = Core(
+            make_record(0),
+            config,
+            Random(f"{cluster.seed} core {name} {epoch}"),
+            make_record=make_record,
+            make_fact=make_fact,
+            wall_ms=cluster.wall_ms,
+        )
+
+    # --- what tests ask and do ------------------------------------------------------------------
+
+    def publish(self, *payloads: bytes, topic: str = "") -> Bundle:
+        """Broadcast these messages as one bundle."""
+        compression = self.config.compression
+        bundle = wire.build_bundle(
+            origin=self.core.key,
+            epoch=self.epoch,
+            first=self._next_seq,
+            messages=[(topic, payload) for payload in payloads or (b"x" * 64,)],
+            zstd_level=compression.level if compression.enabled else None,
+            zstd_bytes_min=compression.min_payload_size,
+        )
+        self._next_seq += bundle.count
+        now = self.cluster.time.now
+        self.cluster.journal.on_published(self.life, bundle, self._ends, now)
+        self._input(self.core.broadcast(bundle, now))
+        self._check_later()
+        return bundle
+
+    def state_of(self, name: str) -> MemberState | None:
+        """What this node holds another one for."""
+        return self.core.table.state_of(member_key(_node_id(name)))
+
+    def view(self) -> frozenset[str]:
+        """The names of those whom this node holds for alive, itself included."""
+        return frozenset(
+            record.node_id.name
+            for record, state in self.core.table.members()
+            if state is MemberState.ALIVE
+        )
+
+    def awake(self) -> bool:
+        """Whether the process lives and runs."""
+        return self.alive and self.cluster.time.now >= self._paused_until
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def start(self, seeds: Iterable[str]) -> None:
+        """Begin, and dial the seeds."""
+        now = self.cluster.time.now
+        self._input(self.core.start(now))
+        self._input(self.core.seeds([_address(seed) for seed in seeds], now))
+
+    def frame(self, end: End, message: Message) -> None:
+        """A frame arrived."""
+        now = self.cluster.time.now
+        if isinstance(message, Gossip | Repair | IHave) or not isinstance(message, Wanted):
+            self.cluster.journal.on_received(end, message)
+        else:
+            end.wanted_by_peer = message.wanted
+        self._perform(self.core.receive(end.peer, message, now))
+        self._hear(end, now)
+        if isinstance(message, Wanted):
+            self._close_unwanted(end)
+        self._arm()
+
+    def datagram(self, end: End, message: Ping | Ack) -> None:
+        """A datagram arrived."""
+        now = self.cluster.time.now
+        self._perform(self.core.receive(end.peer, message, now))
+        self._hear(end, now)
+        self._arm()
+
+    def fresh(self, end: End) -> None:
+        """Acknowledgements advanced."""
+        self._hear(end, self.cluster.time.now)
+        self._arm()
+
+    def writable(self, end: End) -> None:
+        """The gossip lane has room again."""
+        self._blocked.pop(end.peer, None)
+        if end.peer in self._congested:
+            del self._congested[end.peer]
+            self._input(self.core.drained(end.peer, self.cluster.time.now))
+
+    def up(self, end: End, hello: Hello, dialled: str | None) -> None:
+        """A link is greeted."""
+        now = self.cluster.time.now
+        self.links[end.peer] = end
+        self._ends = tuple(self.links.values())
+        end.wanted_by_peer = hello.wanted
+        self._wanted_up(end.peer)
+        if self.life.linked_at is None:
+            self.life.linked_at = now
+        self._input(self.core.link_up(end.peer, hello, now, dialled))
+
+    def down(self, end: End, reason: str) -> None:  # noqa: ARG002
+        """A link is over."""
+        peer = end.peer
+        if not self.alive or self.links.get(peer) is not end:
+            return
+        del self.links[peer]
+        self._ends = tuple(self.links.values())
+        self._blocked.pop(peer, None)
+        self._congested.pop(peer, None)
+        self._input(self.core.link_down(peer, self.cluster.time.now))
+        if peer in self._wanted:
+            wait = self._rng.uniform(*FIRST_REDIAL_S)
+            if self.id > peer:
+                wait += self._rng.uniform(*LARGER_WAITS_S)
+            self.cluster.time.after(wait, self._dial, peer)
+
+    def die(self) -> None:
+        """SIGKILL: nobody is told."""
+        self.alive = self.life.alive = False
+
+    def leave(self) -> None:
+        """Say goodbye, then close all links and end."""
+        self._input(self.core.leave(self.cluster.time.now))
+        self.cluster.time.after(LEAVE_S, self._stop)
+
+    def _stop(self) -> None:
+        self.life.left = True
+        self._wanted.clear()
+        for end in tuple(self.links.values()):
+            end.close("shutdown")
+        self.die()
+
+    def pause(self, seconds: float) -> None:
+        """SIGSTOP, or a callback that blocks: nothing runs for so long."""
+        now = self.cluster.time.now
+        self._paused_until = max(self._paused_until, now + seconds)
+        self.cluster.time.at(self._paused_until, self._resume, now)
+
+    def _resume(self, since: float) -> None:
+        now = self.cluster.time.now
+        if not self.awake():
+            return
+        if now - since > SHORTEST_PAUSE_S:
+            self.core.late(now - since, now)
+        self._arm()
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        deadline = self.core.next_deadline()
+        if deadline is None:
+            return
+        time = self.cluster.time
+        deadline = max(deadline, time.now)
+        if self._timer is None or deadline < self._timer:
+            self._timer = deadline
+            time.at(deadline, self._fire, deadline)
+
+    def _fire(self, deadline: float) -> None:
+        if not self.alive or self._timer != deadline:
+            return
+        if not self.awake():
+            # What waits in the socket is read before timers fire.
+            wait = self._paused_until - self.cluster.time.now + 2 * self.cluster.weather.jitter_s
+            self._timer = None
+            self.cluster.time.after(wait + 0.001, self._arm_if_alive)
+            return
+        self._timer = None
+        self._input(self.core.advance(self.cluster.time.now))
+
+    def _arm_if_alive(self) -> None:
+        if self.alive:
+            self._arm()
+
+    def _hear(self, end: End, now: float) -> None:
+        if now - end.reported_at < HEARD_EVERY_S or not end.up:
+            return
+        end.reported_at = now
+        self._perform(self.core.heard(end.peer, now, end.rtt_s, 3 * end.pto_s))
+
+    def _check_later(self) -> None:
+        if not self._checking and self.life.due:
+            self._checking = True
+            self.cluster.time.at(self.life.due[0][0], self._check)
+
+    def _check(self) -> None:
+        self._checking = False
+        if not self.alive:
+            return
+        if self.awake():
+            self.cluster.journal.check_told(self.life, self.cluster.time.now)
+            self._check_later()
+        else:
+            self._checking = True
+            self.cluster.time.at(self._paused_until + 0.1, self._check)
+
+    # --- effects --------------------------------------------------------------------------------
+
+    def _input(self, effects: Iterable[Effect]) -> None:
+        self._perform(effects)
+        self._arm()
+
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        journal, now = self.cluster.journal, self.cluster.time.now
+        for effect in effects:
+            if not self.alive:
+                return
+            match effect:
+                case Send(peer, message):
+                    end = self.links.get(peer)
+                    if end is not None:
+                        self._send(end, message)
+                case Push(peers, message):
+                    for peer in peers:
+                        self._push(peer, message)
+                case Deliver():
+                    journal.on_delivered(self.life, effect, self._ends, now)
+                    self._check_later()
+                case SendDatagram(peer, message):
+                    end = self.links.get(peer)
+                    if end is not None:
+                        end.send_datagram(message, self.config.probe_timeout)
+                case Link(peer, _):
+                    self._want(peer)
+                case Unlink(peer):
+                    self._unwant(peer)
+                case DialSeed(address):
+                    self._dial_seed(address)
+                case Strike():
+                    self.strikes.append(effect)
+                    journal.on_fact(self.life, effect, now)
+                case Superseded(epoch):
+                    self.superseded = epoch
+                    journal.on_fact(self.life, effect, now)
+                    # The node stops itself: the newer start is the one that goes on.
+                    self.cluster.time.after(0.0, self.cluster.superseded, self)
+                case _:
+                    journal.on_fact(self.life, effect, now)
+
+    def _send(self, end: End, message: Message) -> None:
+        if isinstance(message, Repair) and end.backlog(Lane.SYNC) > REPAIR_BACKLOG_BYTES:
+            bundle = message.bundle
+            message = GraftRefused(
+                bundle.origin, bundle.epoch, ((bundle.first, bundle.last),), RefusedReason.BUSY
+            )
+        self.cluster.journal.on_sent(end, message)
+        end.send(message)
+
+    def _push(self, peer: NodeId, message: Gossip) -> None:
+        end = self.links.get(peer)
+        if end is None:
+            return
+        self._send(end, message)
+        replay = self.cluster.weather.replay
+        if replay and self._rng.random() < replay:
+            wait = self._rng.uniform(*REPEATED_AFTER_S)
+            self.cluster.time.after(wait, self._repeat, end, message)
+        if end.room(Lane.GOSSIP) <= 0 and peer not in self._blocked:
+            self._blocked[peer] = None
+            self.cluster.time.after(BLOCKED_S, self._fire_blocked, end)
+
+    def _repeat(self, end: End, message: Gossip) -> None:
+        if end.up and self.awake():
+            end.send(message)
+
+    def _fire_blocked(self, end: End) -> None:
+        peer = end.peer
+        if self.links.get(peer) is end and self._blocked.pop(peer, 0) is None:
+            self._congested[peer] = None
+            self._input(self.core.congested(peer, self.cluster.time.now))
+
+    # --- links ----------------------------------------------------------------------------------
+
+    def _want(self, peer: NodeId) -> None:
+        if peer in self._wanted:
+            return
+        self._wanted[peer] = 0
+        end = self.links.get(peer)
+        if end is not None:
+            self._send(end, Wanted(True))
+        else:
+            self._dial(peer)
+
+    def _unwant(self, peer: NodeId) -> None:
+        self._wanted.pop(peer, None)
+        end = self.links.get(peer)
+        if end is not None:
+            self._send(end, Wanted(False))
+            self._close_unwanted(end)
+
+    def _close_unwanted(self, end: End) -> None:
+        if end.up and not end.wanted_by_peer and end.peer not in self._wanted:
+            end.close("not wanted")
+
+    def _wanted_up(self, peer: NodeId) -> None:
+        if peer in self._wanted:
+            self._wanted[peer] = 0
+
+    def _dial(self, peer: NodeId) -> None:
+        if not self.awake() and self.alive:
+            self.cluster.time.at(self._paused_until, self._dial, peer)
+            return
+        if not self.alive or peer in self.links or peer in self._dialling:
+            return
+        if peer in self._wanted:
+            self._dialling[peer] = None
+            self.cluster.dial(self, peer.name, None, lambda ok: self._dialled(peer, ok))
+
+    def _dialled(self, peer: NodeId, reached: bool) -> None:
+        self._dialling.pop(peer, None)
+        if reached or not self.alive or peer not in self._wanted:
+            return
+        self._wanted[peer] += 1
+        first, largest = REDIAL_S
+        top = min(largest, first * 2 ** min(self._wanted[peer], 16))
+        wait = max(self._rng.uniform(0.0, top), FIRST_REDIAL_S[0])
+        self.cluster.time.after(wait, self._dial, peer)
+        self._input(self.core.unreachable(peer, self.cluster.time.now))
+
+    def _dial_seed(self, address: str) -> None:
+        def dialled(reached: bool) -> None:
+            if not reached and self.alive:
+                self._input(self.core.seed_failed(address, self.cluster.time.now))
+
+        self.cluster.dial(self, address.partition(".")[0], address, dialled)
+
+    def hello(self, peer: NodeId) -> Hello:
+        """What this node says first on a link to `peer`."""
+        hello = Hello(
+            major=wire.MAJOR,
+            minor=wire.MINOR,
+            features=0,
+            cluster="sim",
+            record=self.core.record,
+            datagram_bytes_max=1_200,
+            link_id=self._rng.randbytes(16),
+            wanted=peer in self._wanted or self.core.wants(peer),
+            yours=self.core.yours(peer),
+        )
+        decoded = wire.decode(Lane.CONTROL, wire.encode(hello))
+        assert isinstance(decoded, Hello)
+        return decoded
+
+    def watch(self) -> None:
+        """Check what must hold at any time."""
+        if self.state_of(self.name) not in (MemberState.ALIVE, MemberState.LEFT):
+            raise Violation(f"S4: {self.name} holds itself for {self.state_of(self.name)!r}")
+        if self.strikes:
+            raise Violation(f"{self.name} strikes an honest peer: {self.strikes[0]}")
+        known = self.core.table.known_count()
+        if known > len(self.cluster.identities):
+            raise Violation(f"{self.name} knows {known} members of {len(self.cluster.identities)}")
+        stats = self.core.broadcasts.stats()
+        ranges_max = (ANNOUNCED_IDS_MAX + self.config.sync.max_batch_size) * (len(self.links) + 1)
+        if stats["missing_ranges"] > ranges_max:
+            raise Violation(f"{self.name} waits for {stats['missing_ranges']} ranges")
+
+
+class Cluster:
+    """Nodes, network and clock; the same seed gives the same run.
+
+    Args:
+        config: of every node; LAN by default.
+        weather: of every way, at first.
+        seed: of all randomness.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: PlumtreeConfig | None = None,
+        weather: Weather = CALM,
+        seed: int = 0,
+    ) -> None:
+        self.seed = seed
+        self.config = config or PlumtreeConfig.lan()
+        self.journal = Journal(self.config.ihave_interval)
+        self.time = Time(START_S)
+        self.network = Network(self.time, f"{seed} network", weather, self.journal.on_frame)
+        self.hosts: dict[str, Host] = {}
+        self.identities: dict[str, None] = {}
+        self.expected_strikes = False
+        self._stopped: list[Host] = []
+        self.time.after(WATCH_EVERY_S, self._watch)
+
+    @property
+    def weather(self) -> Weather:
+        """What all ways are like now."""
+        return self.network.weather
+
+    def wall_ms(self) -> int:
+        """The wall clock of all nodes."""
+        return WALL_MS + int(self.time.now * 1000)
+
+    # --- nodes ----------------------------------------------------------------------------------
+
+    def start(self, name: str, *seeds: str) -> Host:
+        """Start a node, or start it again; `seeds` are names."""
+        epoch = self.wall_ms()
+        before = self.hosts.get(name)
+        if before is not None:
+            before.die()
+            epoch = max(epoch, before.epoch + 1)
+        host = Host(self, name, epoch, self.config)
+        self.hosts[name] = host
+        self.identities[name] = None
+        self.journal.lives.append(host.life)
+        host.start(seeds)
+        return host
+
+    def grow(self, count: int, *, seeds: int = 1, gap_s: float = 0.0) -> list[Host]:
+        """Start `count` nodes that know the first `seeds` of them."""
+        names = [f"n{i:03}" for i in range(count)]
+        hosts: list[Host] = []
+        for name in names:
+            hosts.append(self.start(name, *(seed for seed in names[:seeds] if seed != name)))
+            self.run(gap_s)
+        return hosts
+
+    def ready(self, count: int, *, within_s: float = 30.0) -> list[Host]:
+        """Start `count` nodes and run until all know all and the overlay is still."""
+        hosts = self.grow(count, seeds=min(3, count))
+        if not self.run(within_s, self.agreed):
+            raise Violation(f"L1: {count} nodes do not agree {within_s:g} s after they started")
+        self.run(5.0)
+        return hosts
+
+    def crash(self, name: str) -> None:
+        """SIGKILL."""
+        host = self.hosts.pop(name)
+        self.journal.crashes.append((self.time.now, host.life))
+        host.die()
+
+    def superseded(self, host: Host) -> None:
+        """A node was told that a newer start of it lives: it ends."""
+        host.die()
+        if self.hosts.get(host.name) is host:
+            del self.hosts[host.name]
+
+    def agreed(self) -> bool:
+        """L1: whether all living nodes hold exactly each other for alive."""
+        self._forget_stopped()
+        living = frozenset(self.hosts)
+        return all(
+            host.core.table.alive_count() == len(living) and host.view() == living
+            for host in self.hosts.values()
+        )
+
+    def _forget_stopped(self) -> None:
+        for name in [name for name, host in self.hosts.items() if not host.alive]:
+            del self.hosts[name]
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+        """Let virtual time pass."""
+        return self.time.run(seconds, until)
+
+    def settled(self) -> bool:
+        """Whether everything that is due was delivered."""
+        return not self.journal.missing()
+
+    def _watch(self) -> None:
+        for host in self.hosts.values():
+            if host.alive:
+                host.watch()
+        self.time.after(WATCH_EVERY_S, self._watch)
+
+    # --- dialling -------------------------------------------------------------------------------
+
+    def dial(
+        self, host: Host, name: str, seed: str | None, done: Callable[[bool], None]
+    ) -> None:
+        """Try once to link `host` with `name`; `done` is told whether somebody answered."""
+        seconds = self.network.dial_s(host.id, _node_id(name))
+        if name == host.name or seconds > HANDSHAKE_S or not self._reachable(host, name):
+            self.time.after(HANDSHAKE_S if name != host.name else seconds, done, False)
+        else:
+            self.time.after(seconds, self._greet, host, name, seed, done)
+
+    def _reachable(self, host: Host, name: str) -> bool:
+        other = self.hosts.get(name)
+        return (
+            other is not None
+            and other.awake()
+            and host.awake()
+            and self.network.passes(host.id, other.id)
+            and self.network.passes(other.id, host.id)
+        )
+
+    def _greet(
+        self, host: Host, name: str, seed: str | None, done: Callable[[bool], None]
+    ) -> None:
+        """The handshake is over: both sides say hello, and there is one link per pair."""
+        if not host.alive:
+            return
+        if not self._reachable(host, name):
+            self.time.after(HANDSHAKE_S, done, False)
+            return
+        other = self.hosts[name]
+        done(True)
+        mine, theirs = host.links.get(other.id), other.links.get(host.id)
+        if mine is not None and theirs is not None and mine.link is theirs.link:
+            if mine.link.whole():
+                # The dials have crossed.
+                return
+            mine.link.break_now()
+        for end in (host.links.get(other.id), other.links.get(host.id)):
+            if end is not None:
+                # One side has restarted, or gave the link up: the newer link wins.
+                end.link.break_now()
+        link = NetLink(self.network, host, other, self.config.lane_window)
+        hello, answer = host.hello(other.id), other.hello(host.id)
+        other.up(link.acceptor, hello, None)
+        if link.dialler.up:
+            host.up(link.dialler, answer, seed)
+
+    # --- what goes wrong ------------------------------------------------------------------------
+
+    def break_link(self, a: str, b: str, *, silent: bool = False) -> None:
+        """Break the link between two nodes, if there is one."""
+        host = self.hosts.get(a)
+        end = host.links.get(_node_id(b)) if host is not None else None
+        if end is not None:
+            end.link.break_now(silent=silent)
+
+    def partition(self, *sides: Sequence[str]) -> None:
+        """Nothing passes between these groups of names, nor to those in none of them."""
+        self.network.partition(*(tuple(_node_id(name) for name in side) for side in sides))
+
+    def cut(self, source: str, target: str) -> None:
+        """Nothing gets from `source` to `target`."""
+        self.network.cut(_node_id(source), _node_id(target))
+
+    def calm(self) -> None:
+        """All ways are open, and as good as they get."""
+        self.network.heal()
+        self.network.weather = CALM
+
+    def unleash(self, storm: Storm) -> None:
+        """Let a storm pass over the cluster, from now on."""
+        for blow in storm.blows:
+            self.time.after(blow.at, self._suffer, blow)
+
+    def _suffer(self, blow: Blow) -> None:
+        match blow.kind:
+            case "break" | "silent_break":
+                self.break_link(*blow.names, silent=blow.kind == "silent_break")
+            case "crash":
+                (name,) = blow.names
+                if name not in self.hosts:
+                    return
+                self.crash(name)
+                if blow.seconds:
+                    self.time.after(blow.seconds, self._restart, name)
+            case "pause":
+                host = self.hosts.get(blow.names[0])
+                if host is not None and host.awake():
+                    host.pause(blow.seconds)
+            case "cut":
+                self.cut(*blow.names)
+            case "partition":
+                rest = [name for name in self.identities if name not in blow.names]
+                self.partition(blow.names, rest)
+            case "heal":
+                self.network.heal()
+            case "weather":
+                assert blow.weather is not None
+                self.network.weather = blow.weather
+
+    def _restart(self, name: str) -> None:
+        if name not in self.hosts:
+            self.start(name, *[each for each in self.identities if each != name][:3])
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def report(self) -> Report:
+        """What the run came to."""
+        self._forget_stopped()
+        hosts = list(self.hosts.values())
+        return self.journal.report(
+            [host.core.broadcasts.stats() for host in hosts],
+            sum(len(host.strikes) for host in hosts),
+            self.time.now - START_S,
+        )
+
+
+def _node_id(name: str) -> NodeId:
+    return NodeId(f"spiffe://sim/node/{name}")
+
+
+def _address(name: str) -> str:
+    return f"{name}.sim:7946"

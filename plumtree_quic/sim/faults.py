@@ -1,0 +1,115 @@
+"""What goes wrong, as plain values: the weather on all ways, and storms drawn from a seed.
+
+Nothing here acts; the cluster does what a storm says, when it says so.
+"""
+
+from random import Random
+from typing import Literal
+
+import attrs
+
+__all__ = ["CALM", "WIDE", "Blow", "Storm", "Weather"]
+
+
+@attrs.frozen(kw_only=True)
+class Weather:
+    """What all ways are like.
+
+    Attributes:
+        latency_s: one way, each pair of nodes draws its own from this range.
+        jitter_s: up to so much is added to each packet.
+        loss: share of packets that are lost; delay on lanes, loss for datagrams.
+        duplicate: share of datagrams that come twice.
+        replay: share of datagrams that come once more, up to five seconds later; and of bundles
+            that a peer pushes once more, as a confused or an evil one would.
+        bandwidth: bytes per second of each direction of each link; None: no limit.
+    """
+
+    latency_s: tuple[float, float] = (0.001, 0.003)
+    jitter_s: float = 0.0005
+    loss: float = 0.0
+    duplicate: float = 0.0
+    replay: float = 0.0
+    bandwidth: float | None = None
+
+
+CALM = Weather()
+"""A data centre on a good day."""
+WIDE = Weather(latency_s=(0.01, 0.12), jitter_s=0.005)
+"""Nodes on several continents."""
+
+
+Kind = Literal["break", "silent_break", "crash", "pause", "cut", "partition", "heal", "weather"]
+
+
+@attrs.frozen
+class Blow:
+    """One thing that goes wrong, `at` so many seconds after the storm's begin.
+
+    names: whom it hits; for a partition one side of it. seconds: for how long, where it ends by
+    itself: a pause, or a crash until the restart (0: never).
+    """
+
+    at: float
+    kind: Kind
+    names: tuple[str, ...] = ()
+    seconds: float = 0.0
+    weather: Weather | None = None
+
+
+@attrs.frozen
+class Storm:
+    """A schedule of blows, in order of time."""
+
+    seconds: float
+    blows: tuple[Blow, ...]
+
+    @classmethod
+    def draw(cls, rng: Random, names: tuple[str, ...], seconds: float) -> "Storm":
+        """Draw a storm: some kinds of fault, each at a rate of its own.
+
+        At most a third of the nodes crash, so that somebody is left to tell.
+        """
+        rates: dict[Kind, float] = {
+            kind: rng.choice((0.0, 0.05, 0.2, 0.6)) * len(names) / 10
+            for kind in ("break", "silent_break", "crash", "pause", "cut", "partition", "weather")
+        }
+        blows: list[Blow] = []
+        crashes = 0
+        for kind, rate in rates.items():
+            at = 0.0
+            while rate and (at := at + rng.expovariate(rate)) < seconds:
+                match kind:
+                    case "break" | "silent_break" | "cut":
+                        blows.append(Blow(at, kind, tuple(rng.sample(names, 2))))
+                    case "crash" if crashes < len(names) // 3:
+                        crashes += 1
+                        again = rng.choice((0.0, rng.uniform(0.1, 5.0), rng.uniform(5.0, 40.0)))
+                        blows.append(Blow(at, kind, (rng.choice(names),), again))
+                    case "pause":
+                        name = rng.choice(names)
+                        blows.append(Blow(at, kind, (name,), rng.choice((0.2, 1.0, 3.0))))
+                    case "partition":
+                        side = rng.sample(names, rng.randrange(1, len(names)))
+                        blows.append(Blow(at, kind, tuple(side)))
+                        blows.append(Blow(at + rng.uniform(0.5, 30.0), "heal"))
+                    case "weather":
+                        blows.append(Blow(at, kind, weather=draw_weather(rng)))
+                    case _:
+                        break
+                if kind == "cut":
+                    blows.append(Blow(at + rng.uniform(0.5, 20.0), "heal"))
+        blows.sort(key=lambda blow: blow.at)
+        return cls(seconds, tuple(blow for blow in blows if blow.at < seconds))
+
+
+def draw_weather(rng: Random) -> Weather:
+    """Draw some weather, from calm to a fifth of all packets lost."""
+    return Weather(
+        latency_s=rng.choice((CALM, WIDE)).latency_s,
+        jitter_s=rng.choice((0.0, 0.0005, 0.02)),
+        loss=rng.choice((0.0, 0.01, 0.05, 0.2)),
+        duplicate=rng.choice((0.0, 0.1)),
+        replay=rng.choice((0.0, 0.05)),
+        bandwidth=rng.choice((None, None, 1e6)),
+    )
