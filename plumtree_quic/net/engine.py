@@ -71,7 +71,7 @@ PEER_ACK_DELAY_S_MAX = 0.1
 KEY_UPDATE_PACKETS = 1 << 20
 KEY_UPDATE_S = 3_600.0
 _SHORT_HEADER_BYTES = 1 + CONNECTION_ID_BYTES
-_RESERVED_BITS = 0x18
+_FORM_BITS, _SHORT_FORM, _RESERVED_BITS = 0xC0, 0x40, 0x18
 _FRAME_ROOM_BYTES_MIN = 32
 # With less room than this left, a packet is full.
 _TABLES_CHECKED_EVERY = 64
@@ -487,8 +487,8 @@ class AioquicEngine(quic.QuicConnection):
             or self._state is not quic.QuicConnectionState.CONNECTED
             or self._close_pending
             or len(self._network_paths) != 1
-            or data[0] & 0x80
             or data[1:_SHORT_HEADER_BYTES] != self.host_cid
+            or data[0] & _FORM_BITS != _SHORT_FORM
         ):
             return False
         path = self._network_paths[0]

@@ -120,6 +120,25 @@ def test_b04_junk_before_the_first_initial_is_dropped():
         assert acceptor.datagrams_to_send(1.0) == []
 
 
+@pytest.mark.parametrize("length", [0, 1, 8, 9, 10, 20, 24, 40, 1500])
+def test_b03_junk_of_any_length_is_dropped_on_a_live_connection(length):
+    outcome, _ = evil_link()
+    ours = outcome.ours
+    for head in (b"", b"\x40" + ours.host_cid, b"\x00" + ours.host_cid, b"\xc0\0\0\0\1"):
+        ours.receive_datagram((head + bytes(length))[:length], DIALLER, outcome.pair.now)
+    assert not ours.ended
+    assert ours.datagrams_to_send(outcome.pair.now) == []
+
+
+def test_b03_reserved_bits_close_the_connection():
+    outcome, _ = evil_link()
+    crypto = outcome.evil._cryptos[tls.Epoch.ONE_RTT]
+    number = outcome.evil.last_number + 1
+    header = b"\x59" + outcome.evil._peer_cid.cid + number.to_bytes(2, "big")
+    outcome.pair.deliver(crypto.encrypt_packet(header, b"\x01\0\0\0", number), to="acceptor")
+    assert outcome.ours.close_event.error_code == PROTOCOL_VIOLATION
+
+
 def test_b05_gapped_initials_neither_grow_our_acks_nor_stop_our_sending():
     acceptor, send = initials_of_a_stranger()
     for number in range(0, 3000, 3):
