@@ -221,7 +221,7 @@ class Endpoint:
     def closed(self) -> bool:
         """Whether every link has said goodbye (its closing period may still run)."""
         return self._closing and all(
-            link.state in (LinkState.CLOSING, LinkState.CLOSED) and not link.engine._close_pending
+            link.state in (LinkState.CLOSING, LinkState.CLOSED) and not link.engine.close_is_due
             for link in self._links
         )
 

@@ -162,7 +162,11 @@ Address = tuple[str, int]
 
 
 class Engine(Protocol):
-    """One QUIC connection, sans-IO. Everything above asks for nothing else."""
+    """One QUIC connection, sans-IO. Links and endpoints ask for nothing else.
+
+    The first part is aioquic's own shape, so that another QUIC library needs a thin adapter only.
+    Raises EngineFailed where its own implementation fails: the caller drops it by hand.
+    """
 
     def connect(self, addr: Address, now: float) -> None: ...  # noqa: D102
     def receive_datagram(self, data: bytes, addr: Address, now: float) -> None: ...  # noqa: D102
@@ -170,9 +174,14 @@ class Engine(Protocol):
     def get_timer(self) -> float | None: ...  # noqa: D102
     def handle_timer(self, now: float) -> None: ...  # noqa: D102
     def next_event(self) -> Any: ...  # noqa: D102
-    def send_stream_data(self, stream_id: int, data: bytes) -> None: ...  # noqa: D102
+    def get_peer_address(self) -> Any: ...  # noqa: D102
+    def send_stream_data(  # noqa: D102
+        self, stream_id: int, data: bytes, end_stream: bool = False
+    ) -> None: ...
     def send_datagram_frame(self, data: bytes) -> None: ...  # noqa: D102
-    def close(self, error_code: int, reason_phrase: str = "") -> None: ...  # noqa: D102
+    def close(  # noqa: D102
+        self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = ""
+    ) -> None: ...
 
     def ping(self, uid: int) -> None:
         """Send a PING; its acknowledgement is an event."""
@@ -183,15 +192,67 @@ class Engine(Protocol):
     def pending_datagrams(self) -> int:
         """Datagrams that wait for the congestion window."""
 
+    def drop_pending_datagrams(self) -> None:
+        """Forget datagrams that have become stale before they could leave."""
+
     def set_packet_size(self, size: int) -> None:
         """Send packets of up to `size` bytes from now on (after the handshake only)."""
+
+    def probe_packet_size(self, size: int, uid: int) -> None:
+        """Send one packet of `size` bytes; PingAcknowledged with `uid` when it arrived."""
 
     def rekey(self) -> None:
         """Update the packet protection keys (RFC 9001, section 6)."""
 
+    def acknowledged_bytes(self, stream_id: int) -> int:
+        """Stream bytes that were written and acknowledged."""
+
+    def unacknowledged_bytes(self) -> int:
+        """Stream bytes that were written and not yet acknowledged, on all streams."""
+
     @property
     def peer_id(self) -> NodeId | None:
         """The identity that the peer has proved, once the handshake is complete."""
+
+    @property
+    def peer_not_after(self) -> datetime.datetime | None:
+        """When the peer's certificate expires."""
+
+    @property
+    def report(self) -> list[StepResult]:
+        """The steps of the check that were taken, by number."""
+
+    @property
+    def failure(self) -> CheckFailed | None:
+        """The step that failed here, if one did."""
+
+    @property
+    def connection_ids(self) -> list[bytes]:
+        """The connection IDs by which the peer may address us now."""
+
+    @property
+    def address_changes(self) -> int:
+        """How often the peer's address changed in the last minute."""
+
+    @property
+    def large_losses(self) -> int:
+        """Packets above 1,200 bytes that were lost since one was last acknowledged."""
+
+    @property
+    def close_event(self) -> Any:
+        """How the connection ends or ended, as soon as that is known."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is closing, draining or gone."""
+
+    @property
+    def close_is_due(self) -> bool:
+        """Whether our close has not left yet."""
+
+    @property
+    def terminated(self) -> bool:
+        """Whether nothing of it is left to do."""
 
 
 class _Refusal(quic.QuicConnectionError):
@@ -316,6 +377,11 @@ class AioquicEngine(quic.QuicConnection):
     def ended(self) -> bool:
         """Whether the connection is closing, draining or gone."""
         return self._state in quic.END_STATES or self._close_pending
+
+    @property
+    def close_is_due(self) -> bool:
+        """Whether our close has not left yet."""
+        return self._close_pending
 
     @property
     def terminated(self) -> bool:

@@ -28,7 +28,7 @@ from plumtree_quic.net.engine import (
     DATAGRAM_PAYLOAD_BYTES_MAX,
     EVENTS,
     HANDSHAKE_PACKET_BYTES,
-    AioquicEngine,
+    Engine,
     PathStats,
 )
 from plumtree_quic.net.events import DatagramReceived, Event, Fresh, Received, Writable
@@ -130,7 +130,7 @@ class Link:
 
     def __init__(
         self,
-        engine: AioquicEngine,
+        engine: Engine,
         settings: NetSettings,
         *,
         dialled: bool,
