@@ -193,6 +193,7 @@ class Driver:
         self._endpoint: Endpoint
         self.core: Core
         self._next_seq = 1
+        self._formed = False
         self._forming_until = 0.0
         self._outbox: list[tuple[str, bytes]] = []
         self._outbox_bytes = 0
@@ -313,6 +314,7 @@ class Driver:
 
     async def idle(self, timeout_s: float) -> bool:
         """Wait until all that was accepted has been acknowledged by the links' other ends."""
+        self._flush(self._loop.time())
         deadline = self._loop.time() + timeout_s
         while not self._is_idle():
             remaining = deadline - self._loop.time()
@@ -404,7 +406,7 @@ class Driver:
             len(self._outbox) >= config.bundle_messages_max
             or self._outbox_bytes >= config.bundle_bytes_max
         )
-        if full or seq == 1:
+        if full or (not self._formed and self._endpoint.links()):
             self._flush(self._loop.time())
         self._schedule_turn()
         return seq, full
@@ -427,8 +429,10 @@ class Driver:
         self.counters.bundles_built += 1
         self.counters.bundle_bytes_built += len(bundle.raw)
         self._next_seq += len(messages)
-        if bundle.first == 1:
-            slowest = max((link.path().rtt_s for link in self._endpoint.links()), default=0.0)
+        links = self._endpoint.links()
+        if links and not self._formed:
+            self._formed = True
+            slowest = max(link.path().rtt_s for link in links)
             shortest, longest = FORMING_S
             self._forming_until = now + min(max(FORMING_ROUND_TRIPS * slowest, shortest), longest)
         self._perform(self.core.broadcast(bundle, now), now)

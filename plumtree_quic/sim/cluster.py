@@ -58,6 +58,7 @@ FIRST_REDIAL_S = (0.05, 0.5)
 LARGER_WAITS_S = (0.5, 1.0)
 REDIAL_S = (1.0, 60.0)
 WATCH_EVERY_S = 1.0
+LOOK_EVERY_S = 0.05
 # What one link may have announced that is not here, in ids (reliability bar, part E).
 ANNOUNCED_IDS_MAX = 1_000
 # How long a node that leaves keeps its links, for the news to pass.
@@ -564,8 +565,14 @@ class Cluster:
     # --- time -----------------------------------------------------------------------------------
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
-        """Let virtual time pass."""
-        return self.time.run(seconds, until)
+        """Let virtual time pass; stop early, and return True, when `until()` holds at a look."""
+        end = self.time.now + seconds
+        while until is not None and self.time.now < end:
+            if until():
+                return True
+            self.time.run(min(LOOK_EVERY_S, end - self.time.now))
+        self.time.run(end - self.time.now)
+        return until is not None and until()
 
     def settled(self) -> bool:
         """Whether everything that is due was delivered."""

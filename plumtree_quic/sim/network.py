@@ -52,18 +52,15 @@ class Time:
         """Call `action(*args)` in so many seconds."""
         self.at(self.now + seconds, action, *args)
 
-    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
-        """Let `seconds` pass; stop early, and return True, when `until()` holds."""
+    def run(self, seconds: float) -> None:
+        """Let `seconds` pass."""
         end = self.now + seconds
         queue, pop = self._queue, heapq.heappop
         while queue and queue[0][0] <= end:
             self.now, _, action, args = pop(queue)
             self.events += 1
             action(*args)
-            if until is not None and until():
-                return True
         self.now = end
-        return until is not None and until()
 
 
 class Port(Protocol):
