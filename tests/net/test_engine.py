@@ -119,6 +119,16 @@ def test_many_packets_are_acknowledged_before_the_delay_is_over():
     assert pair.dialler.unacknowledged_bytes() < 10_000
 
 
+def test_two_large_packets_are_acknowledged_before_the_delay_is_over():
+    pair = good_pair()
+    pair.dialler.set_packet_size(16_000)
+    window = pair.dialler.path().window_bytes
+    assert window == 32_000
+    pair.dialler.send_stream_data(2, bytes(100_000))
+    pair.step()
+    assert pair.dialler.path().window_bytes > window
+
+
 # --- datagrams and pings ---
 
 
