@@ -447,7 +447,7 @@ class Node:
         driver.seeds(others)
         try:
             async with asyncio.timeout(timeout):
-                while not driver.core.peers():
+                while not driver.core.seeds_reached(others):
                     waiter = asyncio.get_running_loop().create_future()
                     self._peer_waiters.append(waiter)
                     await waiter
@@ -460,7 +460,7 @@ class Node:
                 "and that its certificates come from the same CA; trying goes on"
             )
         await asyncio.sleep(0.05)
-        return max(1, driver.core.seeds_answered())
+        return self._running().core.seeds_reached(others)
 
     async def wait_for_peers(self, count: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """Wait until at least `count` other members are alive.

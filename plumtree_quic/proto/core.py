@@ -272,9 +272,9 @@ class Core:
         """Who `key` stands for, when we know."""
         return self.table.node_id_of(key)
 
-    def seeds_answered(self) -> int:
-        """How many seeds have answered since the start."""
-        return self._seeds.answered_count()
+    def seeds_reached(self, addresses: Iterable[str]) -> int:
+        """How many of these seeds have answered, or are a living member's addresses."""
+        return self._seeds.reached(addresses)
 
     def yours(self, peer: NodeId) -> Record | None:
         """The newest record of `peer` that we hold: for the hello to it."""

@@ -61,7 +61,6 @@ class Seeds:
         self._served: dict[str, int] = {}
         self._dead: dict[NodeId, _Dead] = {}
         self._dead_dial_at = float("-inf")
-        self._answered = 0
         self._wake_at: float | None = None
 
     # --- inputs ---------------------------------------------------------------------------------
@@ -84,9 +83,7 @@ class Seeds:
         seed = self._seeds.get(address)
         if seed is None:
             return
-        if not seed.answered:
-            seed.answered = True
-            self._answered += 1
+        seed.answered = True
         seed.attempts = 0
         seed.due = None
 
@@ -130,9 +127,12 @@ class Seeds:
         self._dead.pop(node_id, None)
         self._wake_seeds(now)
 
-    def answered_count(self) -> int:
-        """How many seeds have answered since the start."""
-        return self._answered
+    def reached(self, addresses: Iterable[str]) -> int:
+        """How many of these have answered, or are a living member's."""
+        return sum(
+            address in self._served or (address in self._seeds and self._seeds[address].answered)
+            for address in addresses
+        )
 
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""

@@ -9,6 +9,7 @@ from plumtree_quic import (
     ConfigError,
     Delegate,
     HealthStatus,
+    IdentityConflict,
     JoinError,
     LinkError,
     LocalProtocolError,
@@ -340,3 +341,60 @@ async def test_events_tell_of_members(pki):
             await b.join([a.address])
             event = await asyncio.wait_for(waiting, 10)
             assert event.kind in ("on_member_joined", "on_eager_promotion")
+
+
+async def test_of_two_processes_with_one_identity_the_later_start_wins_and_the_other_stops(pki):
+    events = []
+
+    class Watch(Delegate):
+        def on_security_event(self, kind, fields):
+            events.append(kind)
+
+    async with node(pki, "b") as b:
+        first = node(pki, "a", delegate=Watch())
+        await first.start()
+        await first.join([b.address])
+        async with node(pki, "a") as second:
+            await second.join([b.address])
+            async with asyncio.timeout(15):
+                while "identity.conflict" not in events:
+                    await asyncio.sleep(0.02)
+            with pytest.raises(IdentityConflict, match="certificate of its own"):
+                await first.broadcast(b"x")
+            assert first.health().status is HealthStatus.UNHEALTHY
+            async with b.subscribe() as messages:
+                await second.broadcast(b"mine")
+                (message,) = await collect(messages, 1)
+                assert message.payload == b"mine"
+        await first.shutdown()
+
+
+async def test_a_node_whose_clock_went_back_starts_above_its_own_past(pki, monkeypatch):
+    async with node(pki, "b") as b:
+        async with node(pki, "a") as a:
+            await a.join([b.address])
+            await a.wait_for_peers(1)
+            epoch = a._driver.epoch
+        again = node(pki, "a")
+        monkeypatch.setattr(again, "_new_epoch", lambda: epoch - 3_600_000)
+        async with again, b.subscribe() as messages:
+            await again.join([b.address])
+            await again.wait_for_peers(1)
+            receipt = await again.broadcast(b"after")
+            (message,) = await collect(messages, 1)
+            assert message.id == receipt.id
+            assert receipt.id.epoch == epoch + 1
+
+
+async def test_join_counts_the_seeds_that_answered_this_time(pki):
+    async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
+        assert await c.join([a.address, b.address]) == 2
+        with pytest.raises(JoinError):
+            await c.join(["127.0.0.1:9"], timeout=0.3)
+
+
+async def test_a_request_to_a_node_that_is_gone_times_out_or_fails_and_leaves_nothing_behind(pki):
+    async with cluster(pki, "ab") as (a, b):
+        with pytest.raises(TimeoutError):
+            await a.request(b.id, b"nobody answers", timeout=0.2)
+        assert not a._requests
