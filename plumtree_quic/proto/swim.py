@@ -59,7 +59,7 @@ __all__ = ["Swim", "SwimCounters"]
 # A silent link is probed after one to two intervals, so at least once in three.
 PROBE_GAP_INTERVALS = (1.0, 2.0)
 # Pings within one probe time-out: datagrams get lost, and the verdict costs more than they do.
-PINGS_PER_TIMEOUT = 3
+PINGS_PER_TIMEOUT = 5
 NONCES_MAX = 8
 # How long a member that we should be linked with may be without a link, in probe intervals.
 UNLINKED_INTERVALS = 3

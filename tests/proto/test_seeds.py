@@ -74,9 +74,10 @@ def test_a_seed_is_counted_once_however_often_it_answers():
     assert machine.reached(["a:1", "b:1"]) == 1
 
 
-def test_a_seed_at_a_living_members_address_is_not_dialled():
+def test_a_seed_at_a_living_members_address_is_reached_without_a_dial():
     machine = seeds()
     machine.member_alive(node_id("a"), ("a:1",), 0.0)
+    assert machine.reached(["a:1", "b:1"]) == 1
     assert machine.add(["a:1", "b:1"], 0.0) == [DialSeed("b:1")]
 
 
