@@ -237,6 +237,11 @@ class Subscription:
     ) -> None:
         self.close()
 
+    @property
+    def pending(self) -> int:
+        """Messages that wait for the application."""
+        return len(self._queue)
+
     def close(self) -> None:
         """Stop receiving; what is still queued can be iterated."""
         self._closed = True

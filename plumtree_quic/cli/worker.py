@@ -217,7 +217,8 @@ class _Worker(Delegate):
                 if tally is None:
                     continue
                 tally.count(message)
-                if time.monotonic() - progress_at > PROGRESS_S:
+                # Not in the middle of a bundle: its copies are counted when it arrives.
+                if not messages.pending and time.monotonic() - progress_at > PROGRESS_S:
                     progress_at = time.monotonic()
                     self.tell("progress", delivered=tally.delivered, copies=tally.copies)
                 if not self.done_told:

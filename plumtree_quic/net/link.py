@@ -39,7 +39,9 @@ __all__ = ["CloseCode", "Link", "LinkState"]
 
 Address = tuple[str, int]
 
-SMALL_LANE_WINDOW = 131_072
+# Two of the largest frames and more: credit comes at half of it, and a frame must fit into the
+# other half.
+SMALL_LANE_WINDOW = 139_264
 CONTROL_BACKLOG_BYTES_MAX = 1 << 20
 BACKLOG_BYTES_MAX = 4 << 20
 EARLY_BYTES_MAX = 1 << 20
