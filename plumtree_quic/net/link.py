@@ -371,9 +371,8 @@ class Link:
         deadline = self.engine.get_timer()
         due = self._deadline if deadline is None else min(deadline, self._deadline)
         if self.state in (LinkState.UP, LinkState.DRAINING):
-            due = min(
-                due, self._heard_at + self._settings.ping_s, self._heard_at + self._settings.idle_s
-            )
+            ping_at = max(self._heard_at + self._settings.ping_s, self._pinged_until)
+            due = min(due, ping_at, self._heard_at + self._settings.idle_s)
             if self._expires_at is not None:
                 due = min(due, self._expires_at)
         if self._incumbent_due is not None:
