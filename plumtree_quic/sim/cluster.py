@@ -15,7 +15,6 @@ from plumtree_quic.messages import (
     Gossip,
     GraftRefused,
     Hello,
-    IHave,
     Lane,
     MemberState,
     Message,
@@ -59,6 +58,8 @@ LARGER_WAITS_S = (0.5, 1.0)
 REDIAL_S = (1.0, 60.0)
 WATCH_EVERY_S = 1.0
 LOOK_EVERY_S = 0.05
+# Longer than a join link lives that nobody wants.
+STILL_S = 6.0
 # What one link may have announced that is not here, in ids (reliability bar, part E).
 ANNOUNCED_IDS_MAX = 1_000
 # How long a node that leaves keeps its links, for the news to pass.
@@ -170,10 +171,10 @@ class Host:
     def frame(self, end: End, message: Message) -> None:
         """A frame arrived."""
         now = self.cluster.time.now
-        if isinstance(message, Gossip | Repair | IHave) or not isinstance(message, Wanted):
-            self.cluster.journal.on_received(end, message)
-        else:
+        if isinstance(message, Wanted):
             end.wanted_by_peer = message.wanted
+        else:
+            self.cluster.journal.on_received(end, message)
         self._perform(self.core.receive(end.peer, message, now))
         self._hear(end, now)
         if isinstance(message, Wanted):
@@ -189,8 +190,8 @@ class Host:
 
     def fresh(self, end: End) -> None:
         """Acknowledgements advanced."""
-        self._hear(end, self.cluster.time.now)
-        self._arm()
+        if self._hear(end, self.cluster.time.now):
+            self._arm()
 
     def writable(self, end: End) -> None:
         """The gossip lane has room again."""
@@ -204,6 +205,7 @@ class Host:
         now = self.cluster.time.now
         self.links[end.peer] = end
         self._ends = tuple(self.links.values())
+        self.cluster.links_changed_at = now
         end.wanted_by_peer = hello.wanted
         self._wanted_up(end.peer)
         if self.life.linked_at is None:
@@ -217,6 +219,7 @@ class Host:
             return
         del self.links[peer]
         self._ends = tuple(self.links.values())
+        self.cluster.links_changed_at = self.cluster.time.now
         self._blocked.pop(peer, None)
         self._congested.pop(peer, None)
         self._input(self.core.link_down(peer, self.cluster.time.now))
@@ -284,11 +287,12 @@ class Host:
         if self.alive:
             self._arm()
 
-    def _hear(self, end: End, now: float) -> None:
+    def _hear(self, end: End, now: float) -> bool:
         if now - end.reported_at < HEARD_EVERY_S or not end.up:
-            return
+            return False
         end.reported_at = now
         self._perform(self.core.heard(end.peer, now, end.rtt_s, 3 * end.pto_s))
+        return True
 
     def _check_later(self) -> None:
         if not self._checking and self.life.due:
@@ -491,8 +495,7 @@ class Cluster:
         self.network = Network(self.time, f"{seed} network", weather, self.journal.on_frame)
         self.hosts: dict[str, Host] = {}
         self.identities: dict[str, None] = {}
-        self.expected_strikes = False
-        self._stopped: list[Host] = []
+        self.links_changed_at = START_S
         self.time.after(WATCH_EVERY_S, self._watch)
 
     @property
@@ -530,11 +533,12 @@ class Cluster:
         return hosts
 
     def ready(self, count: int, *, within_s: float = 30.0) -> list[Host]:
-        """Start `count` nodes and run until all know all and the overlay is still."""
+        """Start `count` nodes and run until all know all and no link comes or goes any more."""
         hosts = self.grow(count, seeds=min(3, count))
         if not self.run(within_s, self.agreed):
             raise Violation(f"L1: {count} nodes do not agree {within_s:g} s after they started")
-        self.run(5.0)
+        if not self.run(60.0, lambda: self.time.now - self.links_changed_at > STILL_S):
+            raise Violation("L1: links come and go for a minute")
         return hosts
 
     def crash(self, name: str) -> None:

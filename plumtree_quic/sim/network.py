@@ -98,8 +98,6 @@ class _Lane:
     queue: deque[bytes] = attrs.field(factory=deque)
     queued: int = 0
     sent: int = 0
-    arrived: int = 0
-    credited: int = 0
     flight: deque[tuple[float, bytes]] = attrs.field(factory=deque)
     arrival: float = 0.0
     attempts: int = 0
@@ -133,6 +131,9 @@ class End:
         self._encoder = wire.LinkEncoder()
         self._decoder = wire.LinkDecoder()
         self._lanes = tuple(_Lane(lane) for lane in Lane)
+        self._arrived = [0] * len(self._lanes)
+        self._credited = tuple(self._arrived)
+        self._waiting = 0
         self._free_at = 0.0
         self._transmitting = False
         self._acking = False
@@ -159,18 +160,19 @@ class End:
         if (
             self.network.weather.bandwidth is None
             and not lane.queue
-            and lane.sent - lane.credited < self.link.window
+            and lane.sent - self._credited[lane.lane] < self.link.window
         ):
             self._leave(lane, body)
             return
         lane.queue.append(body)
         lane.queued += len(body) + FRAME_OVERHEAD_BYTES
+        self._waiting += 1
         self._transmit()
 
     def room(self, kind: Lane) -> int:
         """Bytes that may be queued on this lane now without waiting for credit."""
         lane = self._lanes[kind]
-        room = self.link.window - (lane.sent - lane.credited) - lane.queued
+        room = self.link.window - (lane.sent - self._credited[lane.lane]) - lane.queued
         if room <= 0:
             lane.starved = True
         return room
@@ -187,7 +189,7 @@ class End:
         time = self.network.time
         bandwidth = self.network.weather.bandwidth
         for lane in self._lanes:
-            while lane.queue and lane.sent - lane.credited < self.link.window:
+            while lane.queue and lane.sent - self._credited[lane.lane] < self.link.window:
                 if bandwidth is not None and self._free_at > time.now:
                     if not self._transmitting:
                         self._transmitting = True
@@ -195,6 +197,7 @@ class End:
                     return
                 body = lane.queue.popleft()
                 lane.queued -= len(body) + FRAME_OVERHEAD_BYTES
+                self._waiting -= 1
                 self._leave(lane, body)
 
     def _leave(self, lane: _Lane, body: bytes) -> None:
@@ -231,7 +234,7 @@ class End:
         flight, now = lane.flight, time.now
         while flight and flight[0][0] <= now and other.up:
             body = flight.popleft()[1]
-            lane.arrived += len(body) + FRAME_OVERHEAD_BYTES
+            self._arrived[lane.lane] += len(body) + FRAME_OVERHEAD_BYTES
             other.heard_at = now
             message = network.decode(other._decoder, lane.lane, body)
             network.on_frame(now, self, other, lane.lane, body)
@@ -246,8 +249,7 @@ class End:
 
     def _send_ack(self) -> None:
         self._acking = True
-        arrived = tuple(lane.arrived for lane in self._lanes)
-        self.network.time.after(self.other.latency_s, self._take_ack, arrived)
+        self.network.time.after(self.other.latency_s, self._take_ack, tuple(self._arrived))
 
     def _take_ack(self, arrived: tuple[int, ...]) -> None:
         """The other end has so many bytes; credit comes with it."""
@@ -259,14 +261,13 @@ class End:
             # What is sent again is acknowledged again.
             network.time.after(min(self.pto_s, RETRY_MAX_S), self._take_ack, arrived)
             return
-        for lane, count in zip(self._lanes, arrived, strict=True):
-            lane.credited = count
-        if any(lane.arrived > count for lane, count in zip(self._lanes, arrived, strict=True)):
+        self._credited = arrived
+        if tuple(self._arrived) != arrived:
             self._send_ack()
         else:
             self._acking = False
         self.heard_at = network.time.now
-        if any(lane.queue for lane in self._lanes):
+        if self._waiting:
             self._transmit()
         gossip = self._lanes[Lane.GOSSIP]
         if gossip.starved and self.room(Lane.GOSSIP) * 2 >= self.link.window:
