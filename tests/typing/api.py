@@ -7,10 +7,19 @@ from typing import assert_type
 from plumtree_quic import (
     ConfigError,
     CredentialsError,
+    Delegate,
+    Health,
+    HealthStatus,
+    Member,
+    Message,
+    MessageId,
+    Node,
     NodeId,
+    Peer,
     PlumtreeConfig,
     PlumtreeError,
     QuicConfig,
+    Receipt,
 )
 
 
@@ -47,3 +56,43 @@ def configuration() -> PlumtreeConfig:
     assert_type(PlumtreeConfig.large_cluster(), PlumtreeConfig)
     assert_type(PlumtreeConfig.from_env(), PlumtreeConfig)
     return config
+
+
+class Shop(Delegate):
+    def on_deliver(self, message: Message) -> None:
+        print(message.origin.name, message.topic, message.payload, message.hops)
+
+    def on_member_failed(self, node_id: NodeId) -> None:
+        print("failed", node_id)
+
+    def on_request(self, sender: NodeId, payload: bytes) -> bytes:
+        return payload + sender.encode()
+
+    def validate(self, message: Message) -> bool:
+        return len(message.payload) < 1_000
+
+
+async def service(quic: QuicConfig) -> None:
+    node = Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:7946", delegate=Shop())
+    async with node as running:
+        assert_type(running, Node)
+        assert_type(await running.join(["127.0.0.1:7947"], timeout=5.0), int)
+        await running.wait_for_peers(3, timeout=10)
+        receipt = await running.broadcast(b"payload", topic="orders")
+        assert_type(receipt, Receipt)
+        assert_type(receipt.id, MessageId)
+        async with running.subscribe("orders", own=True, buffer=100) as messages:
+            async for message in messages:
+                assert_type(message, Message)
+                assert_type(message.id, MessageId)
+                break
+        assert_type(running.members(), list[Member])
+        assert_type(running.peers(), list[Peer])
+        assert_type(running.health(), Health)
+        if running.health().status is HealthStatus.HEALTHY:
+            await running.send(running.members()[0].node_id, b"hello")
+            assert_type(await running.request("spiffe://d/node/b", b"?", timeout=1.0), bytes)
+        async for event in running.events():
+            print(event.kind, event.node_id, event.detail)
+            break
+        await running.drain()
