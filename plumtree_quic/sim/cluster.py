@@ -590,9 +590,7 @@ class Cluster:
 
     # --- dialling -------------------------------------------------------------------------------
 
-    def dial(
-        self, host: Host, name: str, seed: str | None, done: Callable[[bool], None]
-    ) -> None:
+    def dial(self, host: Host, name: str, seed: str | None, done: Callable[[bool], None]) -> None:
         """Try once to link `host` with `name`; `done` is told whether somebody answered."""
         seconds = self.network.dial_s(host.id, _node_id(name))
         if name == host.name or seconds > HANDSHAKE_S or not self._reachable(host, name):
@@ -610,9 +608,7 @@ class Cluster:
             and self.network.passes(other.id, host.id)
         )
 
-    def _greet(
-        self, host: Host, name: str, seed: str | None, done: Callable[[bool], None]
-    ) -> None:
+    def _greet(self, host: Host, name: str, seed: str | None, done: Callable[[bool], None]) -> None:
         """The handshake is over: both sides say hello, and there is one link per pair."""
         if not host.alive:
             return

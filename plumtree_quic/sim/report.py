@@ -157,7 +157,9 @@ class Journal:
 
     # --- what the network carries ---------------------------------------------------------------
 
-    def on_frame(self, now: float, source: End, target: End, lane: Lane | None, body: bytes) -> None:
+    def on_frame(
+        self, now: float, source: End, target: End, lane: Lane | None, body: bytes
+    ) -> None:
         """A frame or a datagram arrives."""
         self.frames += 1
         note = self._hash.update
@@ -207,9 +209,7 @@ class Journal:
         self._streams.setdefault((bundle.origin, bundle.epoch), {})[bundle.first] = index
         life.due.append((now + self._interval_s, index, links))
 
-    def on_delivered(
-        self, life: Life, effect: Deliver, links: tuple[End, ...], now: float
-    ) -> None:
+    def on_delivered(self, life: Life, effect: Deliver, links: tuple[End, ...], now: float) -> None:
         """A bundle is handed to an application."""
         item = self._find(effect.bundle, "is delivered")
         index = self._streams[item.bundle.origin, item.bundle.epoch][item.bundle.first]
@@ -276,9 +276,7 @@ class Journal:
             if item.life.alive and item.life is not life and item.at >= life.linked_at:
                 yield index, item
 
-    def report(
-        self, stats: Sequence[dict[str, int]], strikes: int, virtual_s: float
-    ) -> Report:
+    def report(self, stats: Sequence[dict[str, int]], strikes: int, virtual_s: float) -> Report:
         """Sum up. stats: the counters of each living node's broadcast half."""
         living = [life for life in self.lives if life.alive and not life.left]
         expected = sum(item.bundle.count for life in living for _, item in self._due(life))
