@@ -65,6 +65,11 @@ _SIGNATURE_ALGORITHMS = [
     tls.SignatureAlgorithm.RSA_PSS_RSAE_SHA384,
 ]
 
+_SCHEMES_OF_CURVES = {
+    "secp256r1": (tls.SignatureAlgorithm.ECDSA_SECP256R1_SHA256,),
+    "secp384r1": (tls.SignatureAlgorithm.ECDSA_SECP384R1_SHA384,),
+}
+
 # The encryption level at which the next message comes in each state (RFC 9001, section 4.1.3).
 # In the two states that are missing nothing may come: not even a session ticket, since we never
 # say that we could use one.
@@ -177,7 +182,6 @@ class MutualTlsContext(tls.Context):
             )
 
     def _take(self, data: bytes, output_buf: dict[tls.Epoch, Buffer]) -> None:
-        self._check_level()
         self._receive_buffer += data
         while len(self._receive_buffer) >= _MESSAGE_HEADER_BYTES:
             length = int.from_bytes(self._receive_buffer[1:_MESSAGE_HEADER_BYTES], "big")
@@ -319,10 +323,8 @@ class MutualTlsContext(tls.Context):
 
 def _schemes_of(key: object) -> tuple[int, ...]:
     match key:
-        case ec.EllipticCurvePublicKey() if isinstance(key.curve, ec.SECP256R1):
-            return (tls.SignatureAlgorithm.ECDSA_SECP256R1_SHA256,)
-        case ec.EllipticCurvePublicKey() if isinstance(key.curve, ec.SECP384R1):
-            return (tls.SignatureAlgorithm.ECDSA_SECP384R1_SHA384,)
+        case ec.EllipticCurvePublicKey():
+            return _SCHEMES_OF_CURVES.get(key.curve.name, ())
         case ed25519.Ed25519PublicKey():
             return (tls.SignatureAlgorithm.ED25519,)
         case rsa.RSAPublicKey():

@@ -772,10 +772,11 @@ def test_h31_certificate_twice():
         outcome.assert_refused(UNEXPECTED, step=1)
 
 
-def test_h31_bytes_left_over_when_the_keys_change():
+@pytest.mark.parametrize("rest", [b"\x08\x00", b"\x08\x00\x00\x02\x00\x00"])
+def test_h31_bytes_left_over_when_the_keys_change(rest):
     def trailing(original, buf, hello):
         original(buf, hello)
-        buf.push_bytes(b"\x08\x00")
+        buf.push_bytes(rest)
 
     outcome = meet(PKI.node("evil"), evil_is="acceptor", patches={"push_server_hello": trailing})
     assert outcome.ours.close_event.error_code == 0x100 + UNEXPECTED

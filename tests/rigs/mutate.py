@@ -1,0 +1,278 @@
+"""Does a test notice when a security check is gone? Run by scripts/mutate; exit 1 if not.
+
+A check is found in the source, not listed by hand, so that a new one cannot be forgotten:
+
+- a statement that refuses: `raise CheckFailed`, `raise _Refusal`, `raise LocalProtocolError`, a
+  bare call of `check_...`, a `self.close(...)` in a method `_check_...`, a `return` of "drop";
+- each operand of an `or` that leads to one;
+- the guard of a `case`;
+- a few lines in `ALSO` that protect without refusing.
+
+Each is taken out of a copy of the package, and the tests of that file run until one fails.
+"""
+
+import argparse
+import ast
+import concurrent.futures
+import copy
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REFUSALS = {"CheckFailed", "_Refusal", "LocalProtocolError", "EngineFailed"}
+SECONDS_MAX = 300
+
+TARGETS = {
+    "plumtree_quic/security/identity.py": (
+        "tests/security/test_identity.py",
+        "tests/net/test_handshake.py",
+        "tests/security/test_credentials.py",
+    ),
+    "plumtree_quic/net/tls.py": ("tests/net/test_handshake.py", "tests/net/test_b_rows.py"),
+    "plumtree_quic/net/engine.py": (
+        "tests/net/test_b_rows.py",
+        "tests/net/test_engine.py",
+        "tests/net/test_handshake.py",
+    ),
+}
+
+# (file, text, what takes its place): the text must be there exactly once.
+ALSO = (
+    (
+        "plumtree_quic/security/identity.py",
+        '(ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth is missing"),',
+        "",
+    ),
+    (
+        "plumtree_quic/security/identity.py",
+        '(ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth is missing"),',
+        "",
+    ),
+    ("plumtree_quic/security/identity.py", ".max_chain_depth(CHAIN_DEPTH_MAX)", ""),
+    (
+        "plumtree_quic/net/tls.py",
+        "_request_client_certificate = not context._is_client",
+        "_request_client_certificate = False",
+    ),
+    ("plumtree_quic/net/tls.py", "context.peer_id = None", "context.peer_id = 'anybody'"),
+    ("plumtree_quic/net/tls.py", "except Exception as error:", "except MemoryError as error:"),
+    ("plumtree_quic/net/engine.py", "MutualTlsContext.install(self.tls, self._policy)", "pass"),
+    ("plumtree_quic/net/engine.py", "self._remote_preferred_address = None", "pass"),
+    ("plumtree_quic/net/engine.py", "<= RETRY_TOKEN_BYTES_MAX", "<= 10_000"),
+    (
+        "plumtree_quic/net/engine.py",
+        "reason_phrase=_plain(reason_phrase)",
+        "reason_phrase=reason_phrase",
+    ),
+    (
+        "plumtree_quic/net/engine.py",
+        "reason_phrase = _plain(self._close_event.reason_phrase)",
+        "reason_phrase = self._close_event.reason_phrase",
+    ),
+    (
+        "plumtree_quic/net/engine.py",
+        "value = stream.receiver.starting_offset() + window",
+        "value = stream.receiver.highest_offset + window",
+    ),
+    (
+        "plumtree_quic/net/engine.py",
+        "each.receiver.starting_offset() for each",
+        "each.receiver.highest_offset for each",
+    ),
+    (
+        "plumtree_quic/net/engine.py",
+        "_local_max_streams_bidi.sent = 0",
+        "_local_max_streams_bidi.sent = 9",
+    ),
+    ("plumtree_quic/net/engine.py", "= settings.streams_max", "= 9999"),
+    ("plumtree_quic/net/engine.py", "self._logger: Any = _Silence()", "pass"),
+    ("plumtree_quic/net/engine.py", ">= KEY_UPDATE_S", ">= 1e9"),
+    ("plumtree_quic/net/engine.py", ">= KEY_UPDATE_PACKETS", ">= 1 << 60"),
+    ("plumtree_quic/net/engine.py", "queue.sort(key=_stream_id)", "pass"),
+    ("plumtree_quic/net/engine.py", "if self._ack_only >= ACK_ONLY_PACKETS_PER_PING:", "if False:"),
+)
+
+# What may survive, and why. Matched against the text of the mutation.
+EQUIVALENT = {
+    "handshake was tampered with": "aioquic compares Finished, too, though not in constant time",
+}
+
+
+def mutations(base, path):
+    """(what, source) for each check of one file: its description and the file without it."""
+    source = (base / path).read_text()
+    for file, old, new in ALSO:
+        if file == path:
+            assert source.count(old) == 1, f"{path} holds {source.count(old)} times: {old}"
+            line = source[: source.index(old)].count("\n") + 1
+            yield f"{line} {old}", source.replace(old, new)
+    tree = ast.parse(source)
+    for number, (what, _) in enumerate(_edits(tree)):
+        changed = copy.deepcopy(tree)
+        edits = list(_edits(changed))
+        assert edits[number][0] == what
+        edits[number][1]()
+        yield what, ast.unparse(ast.fix_missing_locations(changed))
+
+
+def _edits(tree):
+    """(description, function that edits the tree in place), in source order."""
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            yield from _edits_of(function, function.body)
+
+
+def _edits_of(function, body):
+    for index, statement in enumerate(body):
+        if isinstance(statement, ast.FunctionDef):
+            continue
+        if _refuses(function, statement):
+            yield _describe(function, statement), _dropper(body, index)
+        if isinstance(statement, ast.If) and _leads_to_refusal(function, statement):
+            test = statement.test
+            if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or):
+                for number, operand in enumerate(test.values):
+                    what = f"{_describe(function, operand)} [or]"
+                    yield what, _operand_dropper(test, number)
+        if isinstance(statement, ast.Match):
+            for case in statement.cases:
+                if case.guard is not None:
+                    what = f"{_describe(function, case.guard)} [case]"
+                    yield what, _guard_dropper(case)
+                yield from _edits_of(function, case.body)
+        for name in ("body", "orelse", "finalbody"):
+            yield from _edits_of(function, getattr(statement, name, []))
+        for handler in getattr(statement, "handlers", []):
+            yield from _edits_of(function, handler.body)
+
+
+def _refuses(function, statement):
+    match statement:
+        case ast.Raise(exc=ast.Call(func=ast.Name(id=name))):
+            return name in REFUSALS
+        case ast.Expr(value=ast.Call(func=ast.Name(id=name))):
+            return name.startswith("check_")
+        case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name))):
+            return (
+                name == "verify"
+                or name.startswith("_check_")
+                or (name == "close" and function.name.startswith("_check_"))
+            )
+        case ast.Return(value=ast.Name(id="_DROP")):
+            return True
+    return False
+
+
+def _leads_to_refusal(function, statement):
+    return any(_refuses(function, each) for each in statement.body)
+
+
+def _describe(function, node):
+    text = re.sub(r"\s+", " ", ast.unparse(node))
+    return f"{node.lineno} {function.name}: {text}"
+
+
+def _dropper(body, index):
+    def edit():
+        body[index] = ast.Pass()
+
+    return edit
+
+
+def _operand_dropper(test, number):
+    def edit():
+        del test.values[number]
+
+    return edit
+
+
+def _guard_dropper(case):
+    def edit():
+        case.guard = None
+
+    return edit
+
+
+def snapshot(source, target):
+    """Copy what a test run needs."""
+    for part in ("plumtree_quic", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source / part, target / part, ignore=ignored)
+    shutil.copy(source / "pyproject.toml", target)
+
+
+def run(base, path, source, tests):
+    """Run the tests on a copy with that source. Returns (caught by, or None; output's end)."""
+    with tempfile.TemporaryDirectory(prefix="mutate-") as name:
+        copied = Path(name)
+        snapshot(base, copied)
+        if source is not None:
+            (copied / path).write_text(source)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+            cwd=copied,
+            env=os.environ | {"PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode == 0:
+        return None, done.stdout[-300:]
+    return (found[1].rpartition("/")[2] if found else "?"), done.stdout[-300:]
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--list", action="store_true", help="name the checks and run nothing")
+    parser.add_argument("text", nargs="?", default="", help="only checks that contain it")
+    options = parser.parse_args()
+    # The checkout may change while this runs; what is tested may not.
+    with tempfile.TemporaryDirectory(prefix="mutate-base-") as name:
+        snapshot(ROOT, Path(name))
+        return work_on(Path(name), options)
+
+
+def work_on(base, options):
+    """Mutate the snapshot and tell what was noticed. Returns the exit code."""
+    work = [
+        (path, what, source, tests)
+        for path, tests in TARGETS.items()
+        for what, source in mutations(base, path)
+        if options.text in f"{path}:{what}"
+    ]
+    if options.list:
+        for path, what, _, _ in work:
+            print(f"{path}:{what}")
+        return 0
+    every = sorted({test for _, _, _, tests in work for test in tests})
+    caught, tail = run(base, None, None, every)
+    if caught is not None:
+        print(f"error: the tests fail without any mutation ({caught}):\n{tail}", file=sys.stderr)
+        return 1
+    survived = 0
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        runs = [pool.submit(run, base, path, source, tests) for path, _, source, tests in work]
+        for (path, what, _, _), each in zip(work, runs, strict=True):
+            caught, tail = each.result()
+            reason = next((why for text, why in EQUIVALENT.items() if text in what), None)
+            broken = caught == "?"
+            if broken or (caught is None and reason is None):
+                survived += 1
+            verdict = caught or (f"(equivalent: {reason})" if reason else "SURVIVED")
+            print(f"{path.rpartition('/')[2]}:{what[:90]:<92} {verdict}", flush=True)
+            if broken:
+                print(tail)
+    print(f"{len(work)} checks removed in turn, {survived} not noticed")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
