@@ -263,7 +263,9 @@ def test_b24_windows_of_all_streams_together_are_one_mib():
     outcome, send = evil_link()
     for stream in range(4):
         send(stream_frame(2 + 4 * stream, b"x", 256 * 1024 - 1))
+    outcome.pair.step(4)
     assert not outcome.ours.ended
+    assert outcome.ours._local_max_data.value == 1024 * 1024
     send(stream_frame(2 + 4 * 4, b"x", 10))
     assert outcome.ours.close_event.error_code == FLOW_CONTROL
 

@@ -1,6 +1,7 @@
 """The engine in good company: lanes, datagrams, packet sizes, what it knows of the path."""
 
 import random
+from functools import partial
 
 import pytest
 from aioquic.quic.packet import encode_quic_retry
@@ -276,6 +277,24 @@ def test_an_idle_connection_sends_nothing():
     before = {name: len(each) for name, each in pair.sent.items()}
     pair.run(10.0)
     assert {name: len(each) for name, each in pair.sent.items()} == before
+
+
+def test_windows_and_limits_are_the_settings():
+    settings = EngineSettings(
+        stream_window_bytes=50_000, link_window_bytes=80_000, streams_max=3, idle_timeout_s=4.0
+    )
+    acceptor = partial(engine.accept, B, settings=settings, retry_source_cid=None)
+    pair = Pair(our_dialler(), lambda cid: acceptor(original_destination_cid=cid)).step(10)
+    pair.dialler.send_stream_data(2, bytes(300_000))
+    pair.step(4)
+    assert pair.dialler._streams[2].sender.highest_offset <= 50_000 + 80_000
+    pair.run(3.0)
+    assert len(received(pair, "acceptor")[2]) == 300_000
+    pair.dialler.send_stream_data(14, b"a fourth stream")
+    pair.step(4)
+    assert pair.dialler._streams[14].is_blocked
+    pair.run(6.0)
+    assert pair.dialler.terminated
 
 
 # --- ends ---
