@@ -28,6 +28,7 @@ from aioquic.quic.packet_builder import (
     QuicPacketBuilderStop,
 )
 from aioquic.quic.recovery import QuicPacketRecovery
+from cryptography import x509
 
 from plumtree_quic.errors import ConfigError, LinkError, LocalProtocolError
 from plumtree_quic.ids import NodeId
@@ -221,6 +222,10 @@ class Engine(Protocol):
         """When the peer's certificate expires."""
 
     @property
+    def peer_certificates(self) -> tuple[x509.Certificate, ...]:
+        """The peer's certificates as they came, its own first, whether or not accepted."""
+
+    @property
     def report(self) -> list[StepResult]:
         """The steps of the check that were taken, by number."""
 
@@ -364,12 +369,10 @@ class AioquicEngine(quic.QuicConnection):
         return self.tls.failure if self.tls is not None else None
 
     @property
-    def peer_leaf_der(self) -> bytes | None:
-        """The peer's certificate as it came, whether or not it was accepted."""
-        from cryptography.hazmat.primitives.serialization import Encoding
-
+    def peer_certificates(self) -> tuple[x509.Certificate, ...]:
+        """The peer's certificates as they came, its own first, whether or not accepted."""
         leaf = getattr(self.tls, "_peer_certificate", None)
-        return leaf.public_bytes(Encoding.DER) if leaf is not None else None
+        return () if leaf is None else (leaf, *self.tls._peer_certificate_chain)
 
     @property
     def connection_ids(self) -> list[bytes]:
@@ -997,8 +1000,6 @@ def _wall() -> datetime.datetime:
 def _configuration(
     credentials: Credentials, settings: EngineSettings, *, is_client: bool
 ) -> QuicConfiguration:
-    from cryptography import x509
-
     return QuicConfiguration(
         is_client=is_client,
         alpn_protocols=[ALPN],

@@ -153,6 +153,7 @@ class Link:
         self.close_code = 0
         self.close_reason = ""
         self.closed_by_peer = False
+        self._close_noted = False
         self.announced = False
         self.ended = False
         self.first_host = address[0]
@@ -333,6 +334,9 @@ class Link:
             elif isinstance(event, EVENTS.StreamReset | EVENTS.StopSendingReceived):
                 self.close(CloseCode.PROTOCOL_ERROR, "a lane was reset", now)
         if engine.ended and self.state not in (LinkState.CLOSING, LinkState.CLOSED):
+            # Why it ends is known now; the event comes when the closing period is over.
+            if engine.close_event is not None:
+                self._note_close(engine.close_event)
             self._become_closing(now)
         if self.state is LinkState.UP:
             fresh = engine.path().fresh_at
@@ -603,16 +607,23 @@ class Link:
                 self.engine.set_packet_size(self._probed_size)
 
     def _on_terminated(self, event: object) -> None:
+        self._note_close(event)
+        if self.state is not LinkState.CLOSED:
+            self._move(LinkState.CLOSED)
+
+    def _note_close(self, event: object) -> None:
+        """Remember who ended the link and why; the first word counts."""
+        if self._close_noted:
+            return
+        self._close_noted = True
         code = event.error_code  # type: ignore[attr-defined]
-        ours = self.state is LinkState.CLOSING
+        ours = self.state is LinkState.CLOSING or self.engine.close_is_due
         if not self.close_code:
             self.close_code = code
             self.close_reason = self.close_reason or _plain(event.reason_phrase)  # type: ignore[attr-defined]
             self.closed_by_peer = not ours and self.engine.failure is None
-        if 0x100 <= code < 0x200:
+        if 0x100 <= code < 0x200 and not ours:
             self.alert = code - 0x100
-        if self.state is not LinkState.CLOSED:
-            self._move(LinkState.CLOSED)
 
     def _finish_draining(self, now: float) -> None:
         others = [out for out in self._out if out.lane is not Lane.CONTROL]
