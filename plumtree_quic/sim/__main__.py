@@ -7,6 +7,7 @@ a bound, at whose end all who live must agree and have everything (as TigerBeetl
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from random import Random
 
@@ -71,6 +72,10 @@ def weather_a_storm(seed: int) -> Outcome:
         _run(cluster, rng, nodes, seconds, rate, size)
     except Violation as error:
         violation = str(error)
+    except Exception as error:
+        # Whatever a core raises would end a turn of the driver: S10.
+        traceback.print_exc()
+        violation = f"S10: {type(error).__name__}: {error}"
     return Outcome(seed, options, cluster.report(), violation)
 
 

@@ -30,7 +30,6 @@ from plumtree_quic.proto.effects import (
     DialSeed,
     Effect,
     Link,
-    MemberUpdated,
     Push,
     Send,
     SendDatagram,
@@ -578,9 +577,9 @@ class Cluster:
         self.time.run(end - self.time.now)
         return until is not None and until()
 
-    def settled(self) -> bool:
-        """Whether everything that is due was delivered."""
-        return not self.journal.missing()
+    def settled(self, since: int = 0) -> bool:
+        """Whether everything that is due was delivered, from broadcast number `since` on."""
+        return not self.journal.missing(since)
 
     def _watch(self) -> None:
         for host in self.hosts.values():
@@ -692,14 +691,15 @@ class Cluster:
 
     # --- the end --------------------------------------------------------------------------------
 
-    def report(self) -> Report:
-        """What the run came to."""
+    def report(self, since: int = 0) -> Report:
+        """What the run came to; of broadcasts, those from number `since` on."""
         self._forget_stopped()
         hosts = list(self.hosts.values())
         return self.journal.report(
             [host.core.broadcasts.stats() for host in hosts],
             sum(len(host.strikes) for host in hosts),
             self.time.now - START_S,
+            since,
         )
 
 

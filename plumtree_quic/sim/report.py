@@ -47,7 +47,7 @@ TOLD_SLACK_S = 0.001
 _MEMBER_FACTS = (MemberJoined, MemberUpdated, MemberSuspected, MemberFailed, MemberLeft)
 
 
-class Violation(AssertionError):  # noqa: N818 - not an error of ours, but one that we found
+class Violation(AssertionError):
     """A rule was broken. The message says which, when, and at whom."""
 
 
@@ -75,8 +75,8 @@ class _Published:
     life: Life
     at: float
     copies: int = 0
-    deliveries: int = 0
     hop: int = 0
+    latencies: list[float] = attrs.field(factory=list)
 
 
 @attrs.frozen
@@ -147,7 +147,6 @@ class Journal:
         self._interval_s = ihave_interval_s + TOLD_SLACK_S
         self._published: list[_Published] = []
         self._streams: dict[tuple[MemberKey, int], dict[int, int]] = {}
-        self._latencies: list[float] = []
         self._hash = hashlib.blake2b(digest_size=16)
         self.frames = 0
         self.counts: Counter[str] = Counter()
@@ -219,9 +218,8 @@ class Journal:
             raise Violation(f"{life.name} is given its own {_show(item)}")
         life.delivered.add(index)
         life.due.append((now + self._interval_s, index, links))
-        item.deliveries += 1
         item.hop = max(item.hop, effect.hop)
-        self._latencies.append(now - item.at)
+        item.latencies.append(now - item.at)
         self._hash.update(pack("!dIB", now, index, effect.hop))
 
     def on_fact(self, life: Life, effect: Effect, now: float) -> None:
@@ -259,31 +257,42 @@ class Journal:
 
     # --- at the end -----------------------------------------------------------------------------
 
-    def missing(self) -> list[tuple[Life, Bundle]]:
-        """L2: what is due and was not delivered."""
+    def published(self) -> int:
+        """How many bundles were broadcast so far: where a phase begins, for `report`."""
+        return len(self._published)
+
+    def missing(self, since: int = 0) -> list[tuple[Life, Bundle]]:
+        """L2: what is due and was not delivered, of the bundles from number `since` on."""
         return [
             (life, item.bundle)
             for life in self.lives
             if life.alive and not life.left
-            for index, item in self._due(life)
+            for index, item in self._due(life, since)
             if index not in life.delivered
         ]
 
-    def _due(self, life: Life) -> Iterable[tuple[int, _Published]]:
+    def _due(self, life: Life, since: int) -> Iterable[tuple[int, _Published]]:
         if life.linked_at is None:
             return
-        for index, item in enumerate(self._published):
+        for index in range(since, len(self._published)):
+            item = self._published[index]
             if item.life.alive and item.life is not life and item.at >= life.linked_at:
                 yield index, item
 
-    def report(self, stats: Sequence[dict[str, int]], strikes: int, virtual_s: float) -> Report:
-        """Sum up. stats: the counters of each living node's broadcast half."""
+    def report(
+        self, stats: Sequence[dict[str, int]], strikes: int, virtual_s: float, since: int = 0
+    ) -> Report:
+        """Sum up the bundles from number `since` on; other counts are of the whole run.
+
+        stats: the counters of each living node's broadcast half.
+        """
         living = [life for life in self.lives if life.alive and not life.left]
-        expected = sum(item.bundle.count for life in living for _, item in self._due(life))
-        lost = sum(bundle.count for _, bundle in self.missing())
-        everything = self._published
+        expected = sum(item.bundle.count for life in living for _, item in self._due(life, since))
+        lost = sum(bundle.count for _, bundle in self.missing(since))
+        everything = self._published[since:]
+        first = [item for item in everything if item.bundle.first == 1]
         later = [item for item in everything if item.bundle.first > 1]
-        latencies = sorted(self._latencies)
+        latencies = sorted(each for item in everything for each in item.latencies)
         return Report(
             nodes=len(living),
             published=sum(item.bundle.count for item in everything),
@@ -292,8 +301,8 @@ class Journal:
             lost=lost,
             rmr_total=_rmr(everything),
             rmr=_rmr(later),
-            hop_flooded=max((i.hop for i in everything if i.bundle.first == 1), default=0),
-            hop_last=max((i.hop for i in later), default=0),
+            hop_flooded=max((item.hop for item in first), default=0),
+            hop_last=max((item.hop for item in later), default=0),
             latency_s=(
                 _percentile(latencies, 0.5),
                 _percentile(latencies, 0.99),
@@ -343,7 +352,7 @@ def _last(learnt: dict[int, float], witnesses: list[Life]) -> float | None:
 
 
 def _rmr(items: Sequence[_Published]) -> float:
-    needed = sum(item.deliveries * item.bundle.count for item in items)
+    needed = sum(len(item.latencies) * item.bundle.count for item in items)
     copies = sum(item.copies * item.bundle.count for item in items)
     return copies / needed - 1 if needed else 0.0
 
