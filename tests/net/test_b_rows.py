@@ -238,6 +238,17 @@ def test_b18_one_handshake_holds_at_most_64_kib():
     assert offset <= 64 * 1024
 
 
+@pytest.mark.parametrize(("total", "up"), [(1000, False), (5000, True)])
+def test_b18_all_messages_of_a_handshake_together_are_bounded(total, up, monkeypatch):
+    monkeypatch.setattr(engine, "CRYPTO_BYTES_MAX", total)
+    outcome = meet(PKI.node("evil"), evil_is="dialler")
+    if up:
+        outcome.assert_up()
+    else:
+        assert outcome.evil.close_code == CRYPTO_BUFFER
+        assert outcome.step == 1
+
+
 def test_b23_text_of_strangers_never_reaches_a_log(caplog):
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="quic"):
         _, send = evil_link()

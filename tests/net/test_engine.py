@@ -42,6 +42,22 @@ def test_lower_streams_leave_first_in_one_transmit():
     assert all(len(data) == 3000 for data in received(pair, "acceptor").values())
 
 
+def test_lower_streams_leave_first_beside_what_is_rare_too():
+    pair = Pair(our_dialler(), our_acceptor()).step(1)
+    assert pair.dialler.handshake_complete
+    assert not all(each.was_sent for each in pair.dialler._host_cids)
+    for stream in (6, 2):
+        pair.dialler.send_stream_data(stream, bytes([stream]) * 4000)
+    pair.step(12)
+    order = [
+        event.stream_id
+        for event in pair.events["acceptor"]
+        if isinstance(event, EVENTS.StreamDataReceived)
+    ]
+    assert len(order) > 4
+    assert order == sorted(order)
+
+
 def test_an_urgent_lane_overtakes_what_waits_for_the_congestion_window():
     pair = good_pair()
     pair.dialler.send_stream_data(22, bytes(200_000))
