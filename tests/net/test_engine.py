@@ -44,14 +44,15 @@ def test_lower_streams_leave_first_in_one_transmit():
 
 def test_lower_streams_leave_first_beside_what_is_rare_too():
     pair = Pair(our_dialler(), our_acceptor()).step(1)
-    assert pair.dialler.handshake_complete
-    assert not all(each.was_sent for each in pair.dialler._host_cids)
-    for stream in (6, 2):
-        pair.dialler.send_stream_data(stream, bytes([stream]) * 4000)
+    pair._transmit("dialler")
+    assert pair.acceptor.handshake_complete
+    assert not all(each.was_sent for each in pair.acceptor._host_cids)
+    for stream in (7, 3):
+        pair.acceptor.send_stream_data(stream, bytes([stream]) * 4000)
     pair.step(12)
     order = [
         event.stream_id
-        for event in pair.events["acceptor"]
+        for event in pair.events["dialler"]
         if isinstance(event, EVENTS.StreamDataReceived)
     ]
     assert len(order) > 4
