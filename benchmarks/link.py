@@ -385,7 +385,7 @@ async def plain_over_udp(keys, packet_bytes, frames, frame_bytes):
     return result
 
 
-# --- both directions full ---------------------------------------------------------------------------
+# --- both directions full ---
 
 
 def rss_mib():
@@ -450,7 +450,7 @@ def verdict(result):
     return wrong
 
 
-# --- the table ----------------------------------------------------------------------------------------
+# --- the table ---
 
 
 def best(runs):
