@@ -407,6 +407,27 @@ def test_b29_one_move_is_fine_and_forged_packets_spend_no_ones_budget():
     assert outcome.ours.get_peer_address() == ("192.0.2.1", 7000)
 
 
+def test_b30_connection_ids_that_come_and_go_leave_no_trace():
+    outcome, send = evil_link()
+    for sequence in range(8, 400):
+        send(new_cid_frame(sequence, retire_prior_to=sequence))
+        outcome.pair.step(2)
+    assert not outcome.ours.ended
+    assert len(outcome.ours._peer_cid_sequence_numbers) <= 8
+    assert len(outcome.ours._retire_connection_ids) <= 32
+
+
+def test_b31_lanes_of_a_long_life_cost_no_object_a_message():
+    pair = good_pair()
+    for _ in range(300):
+        pair.dialler.send_stream_data(2, b"one message")
+        pair.step()
+    pair.run(1.0)
+    assert len(pair.dialler._streams) == 1
+    assert len(pair.acceptor._streams) == 1
+    assert len(pair.dialler._spaces[tls.Epoch.ONE_RTT].sent_packets) <= 64
+
+
 @pytest.mark.parametrize("evil_is", ["dialler", "acceptor"])
 def test_b32_a_peer_that_wants_to_delay_its_acks_is_refused(evil_is):
     outcome = meet(PKI.node("evil"), evil_is=evil_is, arm=parameters(max_ack_delay=101))
