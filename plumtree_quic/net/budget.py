@@ -26,9 +26,11 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Take one; False when there is none."""
-        if self.at is not None and now > self.at:
+        if self.at is None:
+            self.at = now
+        elif now > self.at:
             self.level = min(self.burst, self.level + (now - self.at) * self.rate)
-        self.at = now
+            self.at = now
         if self.level < 1.0:
             return False
         self.level -= 1.0

@@ -21,6 +21,7 @@ COALESCED_MAX = 4
 # 4 bytes of packet number at most and 16 of sample or tag must follow its offset (RFC 9001, 5.4.2).
 AFTER_PACKET_NUMBER_BYTES_MIN = 20
 OUR_CID_BYTES = 8
+SHORT_BYTES_MIN = 1 + OUR_CID_BYTES + AFTER_PACKET_NUMBER_BYTES_MIN
 VERSION_1 = b"\x00\x00\x00\x01"
 
 
@@ -54,7 +55,7 @@ def look(data: bytes, datagram_bytes_max: int) -> Verdict:
         return _DROP
     first = data[0]
     if not first & 0x80:
-        if not first & 0x40:
+        if not first & 0x40 or size < SHORT_BYTES_MIN:
             return _DROP
         return Verdict(Shape.SHORT, data[1 : 1 + OUR_CID_BYTES])
     if size > LONG_DATAGRAM_BYTES_MAX:
@@ -73,8 +74,7 @@ def _look_long(data: bytes, size: int) -> Verdict:
             break
         first = data[at]
         if not first & 0x80:
-            # A short header packet ends the datagram (section 12.2); zeros are padding.
-            if number == 0 or (first and not first & 0x40):
+            if not _ends_well(data, at, number, verdict):
                 return _DROP
             break
         if number == COALESCED_MAX or not first & 0x40 or data[at + 1 : at + 5] != VERSION_1:
@@ -105,7 +105,9 @@ def _look_long(data: bytes, size: int) -> Verdict:
         if length < AFTER_PACKET_NUMBER_BYTES_MIN or here + length > size:
             return _DROP
         if verdict is None:
-            if kind == 0 and size < INITIAL_DATAGRAM_BYTES_MIN:
+            if kind == 0 and (
+                size < INITIAL_DATAGRAM_BYTES_MIN or len(destination_cid) < INITIAL_CID_BYTES_MIN
+            ):
                 return _DROP
             shape = Shape.INITIAL if kind == 0 else Shape.LONG
             verdict = Verdict(shape, destination_cid, source_cid, token)
@@ -113,6 +115,20 @@ def _look_long(data: bytes, size: int) -> Verdict:
             return _DROP
         at = here + length
     return verdict if verdict is not None else _DROP
+
+
+def _ends_well(data: bytes, at: int, number: int, verdict: Verdict | None) -> bool:
+    """Whether what follows the long packets is padding, or one short packet (section 12.2)."""
+    if verdict is None:
+        return False
+    if not data[at]:
+        return data.count(0, at) == len(data) - at
+    return (
+        bool(data[at] & 0x40)
+        and number < COALESCED_MAX
+        and len(data) - at >= SHORT_BYTES_MIN
+        and data[at + 1 : at + 1 + OUR_CID_BYTES] == verdict.destination_cid
+    )
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ CPU; here one wake-up drains up to 64 datagrams and hands them over together.
 """
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -13,14 +14,17 @@ from collections.abc import Callable
 
 from plumtree_quic.errors import ConfigError, LinkError
 
-__all__ = ["Address", "UdpSocket", "parse_address"]
+__all__ = ["Address", "UdpSocket", "numeric_address", "parse_address"]
 
 Address = tuple[str, int]
 
 DATAGRAMS_PER_WAKE_UP = 64
 BUFFER_BYTES = 4 << 20
 UNSENT_MAX = 1_024
+MAPPED = "::ffff:"
 _DATAGRAM_BYTES = 65_535
+# The latter are for what cannot be an address at all.
+_UNSENDABLE = (OSError, ValueError, TypeError, OverflowError)
 
 
 class UdpSocket:
@@ -57,18 +61,26 @@ class UdpSocket:
         try:
             bound.setblocking(False)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                bound.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+                # Where the system's limit is lower, its own size must do.
+                with contextlib.suppress(OSError):
+                    bound.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+            if family is socket.AF_INET6:
+                # "[::]" takes IPv4, too, whatever the system's default is.
+                with contextlib.suppress(OSError):
+                    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             bound.bind((host, port))
         except OSError as error:
             bound.close()
             raise LinkError(_explain(error, host, port))
+        except (ValueError, TypeError, OverflowError):
+            bound.close()
+            raise LinkError(f"{host!a}:{port} is not an address; give an IP address to listen on")
         return cls(bound, on_datagrams)
 
     @property
     def address(self) -> Address:
         """Where we are bound."""
-        name = self._socket.getsockname()
-        return (name[0], name[1])
+        return _canonical(self._socket.getsockname())
 
     @property
     def is_loopback(self) -> bool:
@@ -77,6 +89,8 @@ class UdpSocket:
 
     def send(self, datagrams: list[tuple[bytes, Address]]) -> None:
         """Send now; what the kernel does not take waits, up to a bound, then is dropped."""
+        if self._is_ipv6:
+            datagrams = [(data, _as_ipv6(address)) for data, address in datagrams]
         if self._unsent:
             self._keep(datagrams)
             return
@@ -88,7 +102,7 @@ class UdpSocket:
                 self._keep(datagrams[number:])
                 self._loop.add_writer(self._socket.fileno(), self._on_writable)
                 return
-            except OSError:
+            except _UNSENDABLE:
                 # Unreachable, refused, too long for the path: to QUIC it is a lost packet.
                 self.dropped += 1
 
@@ -111,7 +125,7 @@ class UdpSocket:
                 self._socket.sendto(data, address)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError:
+            except _UNSENDABLE:
                 self.dropped += 1
             self._unsent.popleft()
         self._loop.remove_writer(self._socket.fileno())
@@ -127,7 +141,7 @@ class UdpSocket:
             except OSError:
                 # An ICMP error of an earlier send; anybody can forge one.
                 continue
-            received.append((data, address if len(address) == 2 else (address[0], address[1])))
+            received.append((data, address if len(address) == 2 else _canonical(address)))
         if received:
             self._on_datagrams(received)
 
@@ -140,11 +154,45 @@ def parse_address(text: str) -> Address:
     """
     host, separator, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ConfigError(f"{text!r} is not host:port (like 10.0.0.5:7946 or [::1]:7946)")
+    if (
+        not separator
+        or not port.isascii()
+        or not port.isdigit()
+        or len(port) > 5
+        or int(port) > 65_535
+    ):
+        raise ConfigError(f"{text[:300]!r} is not host:port (like 10.0.0.5:7946 or [::1]:7946)")
     if ":" in host and not bracketed:
         raise ConfigError(f"{text!r}: write an IPv6 address in brackets, like [::1]:7946")
     return (host[1:-1] if bracketed else host, int(port))
+
+
+def numeric_address(text: str) -> Address | None:
+    """Return the address that `text` is without asking DNS, or None. Never raises.
+
+    What other nodes say is dialled only in this form: a name given to the socket would be looked
+    up while the event loop waits.
+    """
+    try:
+        host, port = parse_address(text)
+        is_ipv6 = ipaddress.ip_address(host).version == 6
+    except (ConfigError, ValueError):
+        return None
+    return (host, port) if port and is_ipv6 == text.startswith("[") else None
+
+
+def _canonical(name: tuple[str, int, int, int] | tuple[str, int]) -> Address:
+    """One form for each address: IPv4 as IPv4; a link-local one with its zone."""
+    host, port = name[0], name[1]
+    if host.startswith(MAPPED) and "." in host:
+        return (host[len(MAPPED) :], port)
+    if len(name) == 4 and name[3] and "%" not in host:
+        return (f"{host}%{name[3]}", port)
+    return (host, port)
+
+
+def _as_ipv6(address: Address) -> Address:
+    return address if ":" in address[0] else (MAPPED + address[0], address[1])
 
 
 def _explain(error: OSError, host: str, port: int) -> str:
