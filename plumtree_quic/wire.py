@@ -793,8 +793,11 @@ def _decode_records(body: bytes) -> Records:
     return Records(records, _facts(fields[1], ITEMS_MAX), addresses)
 
 
+_DIRECT_KIND_MAX = max(DirectKind)
+
+
 def _decode_direct(body: bytes) -> Direct:
-    if len(body) < 3 or body[1] > max(DirectKind):
+    if len(body) < 3 or body[1] > _DIRECT_KIND_MAX:
         raise WireError("not a direct message")
     seq, at = _pull_varint(body, 2)
     if len(body) - at > PAYLOAD_BYTES_MAX:

@@ -868,7 +868,11 @@ class AioquicEngine(quic.QuicConnection):
     def _has_pending(self) -> bool:
         if self._limits_due or self._datagrams_pending or self._ping_pending or self._probe_pending:
             return True
-        return any(not each.sender.buffer_is_empty for each in self._lanes)
+        # A loop and no generator: this is asked before each packet.
+        for each in self._lanes:  # noqa: SIM110
+            if not each.sender.buffer_is_empty:
+                return True
+        return False
 
     def _write_pending(self, builder: QuicPacketBuilder, space: Any) -> None:
         if self._limits_due:
