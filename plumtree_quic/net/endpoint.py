@@ -137,6 +137,8 @@ class Endpoint:
         self._pairs: dict[NodeId, _Pair] = {}
         self._wants: dict[NodeId, _Wanted] = {}
         self._touched: dict[Link, None] = {}
+        self._fed: dict[Link, None] = {}
+        self._fed_at = 0.0
         self._timers: list[tuple[float, int, Link]] = []
         self._timer_number = 0
         self._events: list[Event] = []
@@ -185,29 +187,43 @@ class Endpoint:
     def want(self, peer: NodeId, addresses: Sequence[Address], now: float) -> None:
         """Keep a link to `peer`: dial it when there is none, again after each failure."""
         wanted = self._wants.get(peer)
+        if self._closing or not addresses:
+            return
         if wanted is not None:
             wanted.addresses = tuple(addresses)
             return
         wanted = self._wants[peer] = _Wanted(tuple(addresses), next_dial_at=now)
         pair = self._pairs.get(peer)
         if pair is not None:
-            pair.up.send(Wanted(True))
-            self._touched[pair.up] = None
+            self._tell_wanted(pair.up, True)
         elif self._me > peer:
             # Both ends learn of each other at once; the smaller one dials first.
             wanted.next_dial_at = now + self._rng.uniform(0.05, 0.15)
 
     def unwant(self, peer: NodeId, now: float) -> None:
         """The overlay needs no link to `peer`; it is closed when the peer needs it neither."""
-        self._wants.pop(peer, None)
+        wanted = self._wants.pop(peer, None)
+        if wanted is not None and wanted.dialling is not None:
+            self._abandon(wanted.dialling, now)
         pair = self._pairs.get(peer)
         if pair is None:
             return
         if pair.up.peer_wants:
-            pair.up.send(Wanted(False))
-            self._touched[pair.up] = None
+            self._tell_wanted(pair.up, False)
         else:
             self._close_pair(pair, CloseCode.GOING_AWAY, "not wanted", now)
+
+    def replace(self, peer: NodeId, now: float) -> bool:
+        """Dial a second link to `peer` that takes the place of the one there is (rotation).
+
+        Make before break: the older one is used until the new one is greeted, and then delivers
+        what it holds. When the dial fails all stays as it was. False without a link to `peer`.
+        """
+        pair = self._pairs.get(peer)
+        if pair is None or self._closing:
+            return False
+        self.dial(pair.up.address, peer, now).replaces = pair.up.link_id
+        return True
 
     def close(self, now: float, code: int, reason: str) -> None:
         """Close every link and accept no more; `closed` tells when it is out."""
@@ -240,7 +256,10 @@ class Endpoint:
                 self._feed(link, data, address, now)
             return
         if verdict.shape is Shape.INITIAL and not self._closing:
-            self._on_stranger(verdict, data, address, now)
+            try:
+                self._on_stranger(verdict, data, address, now)
+            except Exception:
+                self._note_error()
         else:
             self.counters.filtered += 1
 
@@ -307,7 +326,8 @@ class Endpoint:
 
     def _adopt(self, link: Link) -> None:
         self._links[link] = None
-        self._half_open[link] = None
+        if not link.dialled:
+            self._half_open[link] = None
         host = link.address[0]
         self._per_address[host] = self._per_address.get(host, 0) + 1
         self._refresh_cids(link)
@@ -318,17 +338,29 @@ class Endpoint:
         try:
             changes = link.engine.address_changes
             link.receive(data, address, now)
-            if link.engine.address_changes != changes:
+            if link.engine.address_changes > changes:
                 self._tell_security(
                     "link.address_changed", peer=link.engine.peer_id, address=_show(address)
                 )
         except Exception:
             self._hard_drop(link, now)
             return
-        self._take(link, now)
+        if link.state is LinkState.UP:
+            # Many datagrams come at once: their events are taken together.
+            self._fed[link] = None
+            self._fed_at = now
+        else:
+            self._take(link, now)
+
+    def _take_fed(self) -> None:
+        fed, self._fed = self._fed, {}
+        for link in fed:
+            if link in self._links:
+                self._take(link, self._fed_at)
 
     def transmit(self, now: float) -> list[tuple[bytes, Address]]:
         """Return what the links that were touched have to send, each with its address."""
+        self._take_fed()
         out, self._outgoing = self._outgoing, []
         while self._touched:
             touched, self._touched = self._touched, {}
@@ -338,15 +370,14 @@ class Endpoint:
                 try:
                     link.flush(now)
                     out += link.engine.datagrams_to_send(now)
-                    if link.datagrams_waiting:
+                    while link.datagrams_waiting:
                         link.flush(now)
                         out += link.engine.datagrams_to_send(now)
+                    self._arm(link)
                 except Exception:
                     self._hard_drop(link, now)
                     continue
                 self._take(link, now)
-                self._touched.pop(link, None)
-                self._arm(link)
         self.counters.datagrams_out += len(out)
         return out
 
@@ -369,6 +400,7 @@ class Endpoint:
 
     def advance(self, now: float) -> None:
         """Do what is due at `now`."""
+        self._take_fed()
         while self._timers and self._timers[0][0] <= now:
             due, _, link = heapq.heappop(self._timers)
             if link.timer != due or link not in self._links:
@@ -382,12 +414,7 @@ class Endpoint:
                 continue
             self._take(link, now)
         for peer, wanted in tuple(self._wants.items()):
-            if (
-                wanted.dialling is None
-                and peer not in self._pairs
-                and wanted.next_dial_at <= now
-                and wanted.addresses
-            ):
+            if wanted.dialling is None and peer not in self._pairs and wanted.next_dial_at <= now:
                 address = wanted.addresses[wanted.failures % len(wanted.addresses)]
                 wanted.dialling = self.dial(address, peer, now)
 
@@ -404,6 +431,7 @@ class Endpoint:
 
     def poll(self) -> list[Event]:
         """Return what happened since the last call."""
+        self._take_fed()
         events, self._events = self._events, []
         return events
 
@@ -411,25 +439,26 @@ class Endpoint:
         """Take a link's events; what it says before it is greeted never gets further."""
         try:
             events, hellos, shaken = link.take_events(now)
+            if shaken and not link.dialled and link.state is LinkState.GREETING:
+                link.greet(self._make_hello(link))
+            self._refresh_cids(link)
+            for hello in hellos:
+                self._on_hello(link, hello, now)
         except Exception:
             self._hard_drop(link, now)
             return
-        if shaken and not link.dialled:
-            link.greet(self._make_hello(link))
-        self._refresh_cids(link)
-        for hello in hellos:
-            self._on_hello(link, hello, now)
-        if link.state in (LinkState.UP, LinkState.DRAINING):
+        peer = link.engine.peer_id
+        pair = self._pairs.get(peer) if peer is not None else None
+        if link.state in (LinkState.UP, LinkState.DRAINING) or link.announced:
             self._events += events
-            self._events += link.writable()
             for event in events:
                 if isinstance(event, Received) and isinstance(event.message, Wanted):
                     self._on_wanted(link, now)
-        elif link.announced:
-            self._events += events
-        pair = self._pairs.get(link.engine.peer_id) if link.engine.peer_id else None
-        if pair is not None and pair.contenders:
-            self._settle(pair, now)
+        if pair is not None:
+            if pair.up is link:
+                self._events += link.writable()
+            if pair.contenders:
+                self._settle(pair, now)
         if link.state in (LinkState.CLOSING, LinkState.CLOSED):
             self._on_ended(link, now)
 
@@ -449,7 +478,6 @@ class Endpoint:
 
     def _make_hello(self, link: Link) -> Hello:
         peer = link.peer
-        replaces = b""
         return Hello(
             major=wire.MAJOR,
             minor=wire.MINOR,
@@ -458,10 +486,13 @@ class Endpoint:
             record=self._record(),
             datagram_bytes_max=self._settings.packet_bytes,
             link_id=new_link_id(),
-            wanted=peer in self._wants or self._wanted(peer),
-            replaces=replaces,
+            wanted=self._wants_link(peer),
+            replaces=link.replaces,
             yours=self._yours(peer),
         )
+
+    def _wants_link(self, peer: NodeId) -> bool:
+        return peer in self._wants or self._wanted(peer)
 
     def _on_hello(self, link: Link, hello: Hello, now: float) -> None:
         if hello.major != wire.MAJOR:
@@ -485,7 +516,8 @@ class Endpoint:
         A newer epoch wins at once: the peer has restarted. A link that says `replaces` replaces.
         With equal epochs nobody is refused before the incumbent has proved itself: it is pinged;
         no answer within a second, and the newcomer wins; an answer, and the dials have crossed:
-        the one dialled by the smaller NodeId stays, and the other delivers what it holds.
+        the one dialled by the smaller NodeId stays (of two that one side dialled, the one whose
+        dialler's link_id is smaller: both ends see that), and the other delivers what it holds.
         """
         peer = link.peer
         wanted = self._wants.get(peer)
@@ -502,6 +534,7 @@ class Endpoint:
         incumbent = pair.up
         assert incumbent.hello is not None
         old, new = incumbent.hello.record.epoch, hello.record.epoch
+        replaces = link.replaces or hello.replaces
         if new > old:
             for each in (incumbent, *pair.others()):
                 each.close(CloseCode.DUPLICATE_LINK, "peer restarted", now)
@@ -514,7 +547,7 @@ class Endpoint:
             self._events.append(LinkUp(link, peer, hello, link.address if link.dialled else None))
         elif new < old:
             link.close(CloseCode.DUPLICATE_LINK, "older epoch", now)
-        elif hello.replaces and hello.replaces in (incumbent.link_id, incumbent.hello.link_id):
+        elif replaces and replaces in (incumbent.link_id, incumbent.hello.link_id):
             self._replace(pair, link, now)
         else:
             pair.contenders.append(link)
@@ -528,12 +561,11 @@ class Endpoint:
             return
         if not incumbent.incumbent_proved:
             return
-        smaller = min(self._me, incumbent.peer)
         contenders, pair.contenders = pair.contenders, []
         for link in contenders:
             if link.state is not LinkState.UP:
                 continue
-            if self._dialler_of(link) == smaller and self._dialler_of(pair.up) != smaller:
+            if self._rank(link) < self._rank(pair.up):
                 self._replace(pair, link, now)
             else:
                 link.drain(now)
@@ -541,8 +573,12 @@ class Endpoint:
                 pair.draining.append(link)
                 self._touched[link] = None
 
-    def _dialler_of(self, link: Link) -> NodeId:
-        return self._me if link.dialled else link.peer
+    def _rank(self, link: Link) -> tuple[bool, bytes]:
+        """Of two links of a pair whose dials crossed the smaller stays; both ends agree on it."""
+        assert link.hello is not None
+        if link.dialled:
+            return (self._me > link.peer, link.link_id)
+        return (link.peer > self._me, link.hello.link_id)
 
     def _replace(self, pair: _Pair, link: Link, now: float) -> None:
         old, pair.up = pair.up, link
@@ -551,10 +587,17 @@ class Endpoint:
         old.drain(now)
         pair.draining.append(old)
         link.announced = True
+        link.inherit(old)
         self.counters.replaced += 1
-        self._touched[old] = None
+        self._touched[old] = self._touched[link] = None
         assert link.hello is not None
         self._events.append(LinkReplaced(link, link.peer, link.hello))
+        wants = self._wants_link(link.peer)
+        if wants != link.told_wanted:
+            # It changed after our hello, and was told on the older link.
+            self._tell_wanted(link, wants)
+        if pair.contenders:
+            link.ping_incumbent(now)
 
     def _fail_over(self, pair: _Pair, now: float) -> None:
         """The incumbent is gone or silent: what it held is lost, so the peer is new to the core."""
@@ -583,10 +626,23 @@ class Endpoint:
                 self._close_pair(pair, CloseCode.GOING_AWAY, "not wanted", now)
 
     def _close_pair(self, pair: _Pair, code: int, reason: str, now: float) -> None:
-        for link in (pair.up, *pair.others()):
+        links = (pair.up, *pair.others())
+        for link in links:
             link.close(code, reason, now)
             self._touched[link] = None
+        for link in links:
             self._on_ended(link, now)
+
+    def _tell_wanted(self, link: Link, wanted: bool) -> None:
+        link.told_wanted = wanted
+        link.send(Wanted(wanted))
+        self._touched[link] = None
+
+    def _abandon(self, link: Link, now: float) -> None:
+        """Nobody needs this dial any more: end it, and tell nobody."""
+        link.close(CloseCode.GOING_AWAY, "not wanted", now)
+        link.ended = True
+        self._touched[link] = None
 
     def _on_ended(self, link: Link, now: float) -> None:
         """A link is closing or closed: tell once, and forget it when its last words are out."""
@@ -596,13 +652,13 @@ class Endpoint:
             return
         link.ended = True
         self._half_open.pop(link, None)
-        if link.hello is None or link.engine.peer_id is None:
+        if link.close_code == CloseCode.LIMIT_EXCEEDED and not link.closed_by_peer:
+            self._tell_security("limit.hit", peer=link.engine.peer_id, what=link.close_reason)
+        if not link.greeted:
             self._on_never_up(link, now)
             return
         pair = self._pairs.get(link.peer)
         if pair is None:
-            if not link.announced:
-                self._on_never_up(link, now)
             return
         for group in (pair.contenders, pair.draining):
             if link in group:
@@ -622,9 +678,15 @@ class Endpoint:
         )
         wanted = self._wants.get(link.peer)
         if wanted is not None:
-            wanted.next_dial_at = now + self._rng.uniform(*FIRST_REDIAL_S)
-            if self._me > link.peer:
-                wanted.next_dial_at += self._rng.uniform(*LARGER_WAITS_S)
+            wanted.next_dial_at = self._redial_at(
+                link.peer, self._rng.uniform(*FIRST_REDIAL_S), now
+            )
+
+    def _redial_at(self, peer: NodeId, wait_s: float, now: float) -> float:
+        """Both ends want the link back at the same moment: the larger NodeId waits longer."""
+        if self._me > peer:
+            wait_s += self._rng.uniform(*LARGER_WAITS_S)
+        return now + wait_s
 
     def _on_never_up(self, link: Link, now: float) -> None:
         failure = link.engine.failure
@@ -633,20 +695,18 @@ class Endpoint:
             self._tell_rejection(link, now)
         if not link.dialled:
             return
-        error = self._explain(link)
-        self._events.append(DialFailed(link.address, link.expected, error))
-        if link.expected is None:
-            return
-        wanted = self._wants.get(link.expected)
-        if wanted is None or wanted.dialling is not link:
+        if link.expected is None or link.expected not in self._pairs:
+            self._events.append(DialFailed(link.address, link.expected, self._explain(link)))
+        wanted = self._wants.get(link.expected) if link.expected is not None else None
+        if wanted is None or wanted.dialling is not link or link.expected is None:
             return
         wanted.dialling = None
-        wanted.failures += 1
         first, largest = self._settings.redial_s
         wait = self._rng.uniform(0.0, min(largest, first * 2 ** min(wanted.failures, 16)))
+        wanted.failures += 1
         if link.alert in _OUR_FAULT_ALERTS:
             wait = max(wait, self._settings.refused_floor_s)
-        wanted.next_dial_at = now + max(wait, FIRST_REDIAL_S[0])
+        wanted.next_dial_at = self._redial_at(link.expected, max(wait, FIRST_REDIAL_S[0]), now)
 
     def _explain(self, link: Link) -> PlumtreeError:
         where = _show(link.address)
@@ -696,12 +756,15 @@ class Endpoint:
 
     def _hard_drop(self, link: Link, now: float) -> None:
         """An exception came out of a connection: end it by our own hand, asking it for nothing."""
-        self.counters.hard_dropped += 1
-        if self.counters.hard_dropped <= REJECTIONS_PER_MINUTE:
-            logger.warning("a connection was dropped after an internal error", exc_info=True)
+        self._note_error()
         link.state = LinkState.CLOSED
         link.close_reason = link.close_reason or "internal error"
         self._on_ended(link, now)
+
+    def _note_error(self) -> None:
+        self.counters.hard_dropped += 1
+        if self.counters.hard_dropped <= REJECTIONS_PER_MINUTE:
+            logger.warning("a connection was dropped after an internal error", exc_info=True)
 
     # --- the security log -----------------------------------------------------------------------
 

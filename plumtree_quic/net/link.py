@@ -39,16 +39,25 @@ __all__ = ["CloseCode", "Link", "LinkState"]
 
 Address = tuple[str, int]
 
-# Two of the largest frames and more: credit comes at half of it, and a frame must fit into the
-# other half.
+# Two of the largest frames and more: credit comes at half of it, and a frame that is not complete
+# must fit into the other half.
 SMALL_LANE_WINDOW = 139_264
+# Windows are each side's own and not told, so credit comes at half of the smallest there is.
+CREDIT_STEP_BYTES = SMALL_LANE_WINDOW // 2
+# Below what the engine keeps of one stream.
+LANE_OUT_WINDOW_MAX = 2 << 20
 CONTROL_BACKLOG_BYTES_MAX = 1 << 20
 BACKLOG_BYTES_MAX = 4 << 20
-EARLY_BYTES_MAX = 1 << 20
+# With 64 KiB of handshake this keeps a half-open connection below 192 KiB. An honest peer is far
+# below: what it sends before its hello is acknowledged fits into an initial congestion window.
+EARLY_BYTES_MAX = 131_072
 DATAGRAMS_MAX = 256
 FRESH_EVERY_S = 0.1
 PACKET_PROBES = 2
 LARGE_LOSSES_MAX = 3
+# Waits between attempts to raise the packet size, the last one for ever; after a fall-back only
+# the last (RFC 8899, section 5.1.1, PMTU_RAISE_TIMER).
+PROBE_AGAIN_S = (1.0, 5.0, 30.0, 600.0)
 _PROBE_UID = 1_000
 _INCUMBENT_UID = 7
 
@@ -112,7 +121,6 @@ class _LaneIn:
     """One lane that the peer writes."""
 
     lane: Lane
-    window: int
     reader: FrameReader
     consumed: int = 0
     granted: int = 0
@@ -158,6 +166,9 @@ class Link:
         self.ended = False
         self.first_host = address[0]
         self.peer_goodbye = False
+        self.replaces = b""
+        self.greeted = False
+        self.told_wanted = False
         self.alert: int | None = None
         self.connection_ids: set[bytes] = set()
         self._settings = settings
@@ -170,9 +181,10 @@ class Link:
         self._out = [
             _LaneOut(lane, first_stream + 4 * lane, self._window_of(lane)) for lane in Lane
         ]
+        self._in_flight_max = CONTROL_BACKLOG_BYTES_MAX + sum(out.window for out in self._out)
         self._in: dict[int, _LaneIn] = {}
         self._held: dict[Lane, bool] = {}
-        self._early: list[tuple[int, bytes]] = []
+        self._early: dict[int, bytearray] = {}
         self._early_bytes = 0
         self._pinged_until = 0.0
         self._datagrams: deque[tuple[float, bytes]] = deque()
@@ -181,11 +193,18 @@ class Link:
         self._heard_at = now
         self._fresh_told_at = 0.0
         self._fresh_seen = 0.0
+        self._queued = 0
+        self._over_limit = ""
         self._expires_at: float | None = None
         self._probes_missing = 0
         self._probed_size = 0
+        self._probe_attempts = 0
+        self._probe_at = float("inf")
+        self._packet_bytes = HANDSHAKE_PACKET_BYTES
+        self._large_losses_before = 0
         self._goodbye_sent = False
         self._incumbent_due: float | None = None
+        self._incumbent_asked_at = 0.0
         self.incumbent_proved = False
         self.incumbent_failed = False
         self.unknown_datagrams = 0
@@ -193,7 +212,7 @@ class Link:
 
     def _window_of(self, lane: Lane) -> int:
         if lane in (Lane.GOSSIP, Lane.SYNC, Lane.DIRECT, Lane.BULK):
-            return self._settings.lane_window
+            return min(self._settings.lane_window, LANE_OUT_WINDOW_MAX)
         return SMALL_LANE_WINDOW
 
     # --- what the driver uses -------------------------------------------------------------------
@@ -205,10 +224,18 @@ class Link:
         return self._peer
 
     def send(self, message: Message) -> None:
-        """Queue `message` on its lane. After the link has ended this does nothing."""
-        if self.state not in (LinkState.UP, LinkState.DRAINING):
+        """Queue `message` on its lane. After the link has ended this does nothing.
+
+        A peer that takes nothing may make us keep 4 MiB (1 MiB of it control): the link is closed
+        with LIMIT_EXCEEDED at the next flush, and nothing more is queued until then.
+        """
+        if self.state not in (LinkState.UP, LinkState.DRAINING) or self._over_limit:
             return
         self._enqueue(message)
+        if self._queued > BACKLOG_BYTES_MAX:
+            self._over_limit = "send backlog"
+        elif self._out[Lane.CONTROL].queued > CONTROL_BACKLOG_BYTES_MAX:
+            self._over_limit = "control backlog"
 
     def room(self, lane: Lane) -> int:
         """Bytes that may be queued on `lane` now without waiting for credit; may be negative."""
@@ -265,6 +292,7 @@ class Link:
         """Send our hello: the acceptor's after the handshake, the dialler's after the other's."""
         self._own_hello = hello
         self.link_id = hello.link_id
+        self.told_wanted = hello.wanted
         for out in self._out:
             self.engine.send_stream_data(out.stream_id, bytes((out.lane,)))
         self._enqueue(hello)
@@ -272,16 +300,15 @@ class Link:
     def become_up(self, now: float) -> None:
         """The peer's hello was accepted."""
         self._move(LinkState.UP)
+        self.greeted = True
         self._deadline = float("inf")
         self._watch_expiry(now)
+        self._heard_at = now
         hello = self.hello
         assert hello is not None
-        size = min(self._settings.packet_bytes, hello.datagram_bytes_max)
-        if size > HANDSHAKE_PACKET_BYTES:
-            self._probed_size = size
-            self._probes_missing = PACKET_PROBES
-            for number in range(PACKET_PROBES):
-                self.engine.probe_packet_size(size, _PROBE_UID + number)
+        self._probed_size = min(self._settings.packet_bytes, hello.datagram_bytes_max)
+        if self._probed_size > HANDSHAKE_PACKET_BYTES:
+            self._probe_packet_size(now)
 
     def drain(self, now: float) -> None:
         """Send nothing new; close when all lanes are acknowledged, or after drain_s."""
@@ -293,12 +320,12 @@ class Link:
         """Ask for a sign of life; `incumbent_proved` or `incumbent_failed` tells."""
         if self._incumbent_due is None:
             self._incumbent_due = now + self._settings.incumbent_s
+            self._incumbent_asked_at = now
             self.incumbent_proved = self.incumbent_failed = False
             self.engine.ping(_INCUMBENT_UID)
 
     def receive(self, data: bytes, address: Address, now: float) -> None:
         """Feed one UDP datagram."""
-        self._heard_at = now
         self.engine.receive_datagram(data, address, now)
         if address != self.address and self.engine.get_peer_address() == address:
             self.address = address
@@ -313,12 +340,16 @@ class Link:
         shaken = False
         engine = self.engine
         while (event := engine.next_event()) is not None:
-            if isinstance(event, EVENTS.StreamDataReceived):
+            if isinstance(event, EVENTS.ConnectionTerminated):
+                self._on_terminated(event)
+            elif self.state in (LinkState.CLOSING, LinkState.CLOSED):
+                # What comes after the end is nobody's: the peer broke a rule, or was replaced.
+                continue
+            elif isinstance(event, EVENTS.StreamDataReceived):
                 try:
                     self._on_stream(event, events, hellos)
                 except WireError as error:
                     self.close(CloseCode.PROTOCOL_ERROR, str(error), now)
-                    break
             elif isinstance(event, EVENTS.DatagramFrameReceived):
                 self._on_datagram(event.data, events)
             elif isinstance(event, EVENTS.PingAcknowledged):
@@ -329,8 +360,6 @@ class Link:
                 self._deadline = now + self._settings.welcome_s
                 if self.state is LinkState.DIALLING:
                     self._move(LinkState.GREETING)
-            elif isinstance(event, EVENTS.ConnectionTerminated):
-                self._on_terminated(event)
             elif isinstance(event, EVENTS.StreamReset | EVENTS.StopSendingReceived):
                 self.close(CloseCode.PROTOCOL_ERROR, "a lane was reset", now)
         if engine.ended and self.state not in (LinkState.CLOSING, LinkState.CLOSED):
@@ -338,26 +367,50 @@ class Link:
             if engine.close_event is not None:
                 self._note_close(engine.close_event)
             self._become_closing(now)
-        if self.state is LinkState.UP:
-            fresh = engine.path().fresh_at
-            if fresh > self._fresh_seen and now - self._fresh_told_at >= FRESH_EVERY_S:
-                self._fresh_seen, self._fresh_told_at = fresh, now
-                events.append(Fresh(self, self.peer))
+        if self.state in (LinkState.UP, LinkState.DRAINING):
+            self._take_fresh(events, now)
         return events, hellos, shaken
+
+    def _take_fresh(self, events: list[Event], now: float) -> None:
+        """Only an acknowledgement that advances is a sign of life; a packet may be a replay."""
+        fresh = self.engine.path().fresh_at
+        self._heard_at = max(self._heard_at, fresh)
+        if self._incumbent_due is not None and fresh > self._incumbent_asked_at:
+            self.incumbent_proved = True
+            self._incumbent_due = None
+        if (
+            self.state is LinkState.UP
+            and fresh > self._fresh_seen
+            and now - self._fresh_told_at >= FRESH_EVERY_S
+        ):
+            self._fresh_seen, self._fresh_told_at = fresh, now
+            events.append(Fresh(self, self.peer))
 
     def flush(self, now: float) -> None:
         """Hand queued frames to the engine, most urgent lane first, within credit."""
         if self.state not in (LinkState.UP, LinkState.DRAINING, LinkState.GREETING):
             return
+        if self._over_limit:
+            self.close(CloseCode.LIMIT_EXCEEDED, self._over_limit, now)
+            return
         self._grant()
-        for out in self._out:
-            if out.queue:
-                self._write(out)
+        if self._queued:
+            for out in self._out:
+                if out.queue:
+                    self._write(out)
+            if self._is_over_limit():
+                self.close(CloseCode.LIMIT_EXCEEDED, self._over_limit, now)
+                return
         self._write_datagrams(now)
-        if self.engine.large_losses >= LARGE_LOSSES_MAX:
-            self.engine.set_packet_size(HANDSHAKE_PACKET_BYTES)
+        if self._packet_bytes > HANDSHAKE_PACKET_BYTES:
+            self._watch_large_losses(now)
         if self.state is LinkState.DRAINING:
             self._finish_draining(now)
+
+    def inherit(self, older: "Link") -> None:
+        """Whoever waits for room on `older` waits for room here now."""
+        for out, before in zip(self._out, older._out, strict=True):
+            out.starved = before.starved
 
     def writable(self) -> list[Event]:
         """Lanes on which there was no room, and now is."""
@@ -376,7 +429,7 @@ class Link:
         due = self._deadline if deadline is None else min(deadline, self._deadline)
         if self.state in (LinkState.UP, LinkState.DRAINING):
             ping_at = max(self._heard_at + self._settings.ping_s, self._pinged_until)
-            due = min(due, ping_at, self._heard_at + self._settings.idle_s)
+            due = min(due, ping_at, self._heard_at + self._settings.idle_s, self._probe_at)
             if self._expires_at is not None:
                 due = min(due, self._expires_at)
         if self._incumbent_due is not None:
@@ -401,6 +454,8 @@ class Link:
             if self._heard_at + self._settings.ping_s <= now and now >= self._pinged_until:
                 self._pinged_until = now + 1.0
                 self.engine.ping(0)
+            if self._probe_at <= now:
+                self._probe_packet_size(now)
             self._watch_expiry(now)
             if self._expires_at is not None and self._expires_at <= now:
                 self.close(CloseCode.CERT_EXPIRED, "certificate expired", now)
@@ -441,8 +496,9 @@ class Link:
     def _enqueue(self, message: Message) -> None:
         parts = frame(self._encoder.encode(message))
         out = self._out[Lane.CONTROL if isinstance(message, Hello) else LANE_OF[type(message)]]
-        for part in parts:
-            out.queued += len(part)
+        size = sum(map(len, parts))
+        out.queued += size
+        self._queued += size
         out.queue.extend(parts)
 
     def _write(self, out: _LaneOut) -> None:
@@ -470,15 +526,26 @@ class Link:
             data = b"".join(taken)
             out.starved = True
         out.queued -= len(data)
+        self._queued -= len(data)
         out.sent += len(data)
         self.engine.send_stream_data(out.stream_id, data)
 
+    def _is_over_limit(self) -> bool:
+        """Whether the engine keeps more than an honest peer could make it keep."""
+        control = self._out[Lane.CONTROL]
+        unacknowledged = control.sent - self.engine.acknowledged_bytes(control.stream_id)
+        if unacknowledged > CONTROL_BACKLOG_BYTES_MAX:
+            self._over_limit = "control backlog"
+        elif self.engine.unacknowledged_bytes() > self._in_flight_max:
+            # Credit came for bytes that were never acknowledged.
+            self._over_limit = "unacknowledged"
+        return bool(self._over_limit)
+
     def _write_datagrams(self, now: float) -> None:
         if self.engine.pending_datagrams():
-            if self._datagrams and self._datagram_expires_at <= now:
-                self.engine.drop_pending_datagrams()
-            else:
+            if self._datagram_expires_at > now:
                 return
+            self.engine.drop_pending_datagrams()
         while self._datagrams:
             expires_at, data = self._datagrams.popleft()
             if expires_at > now:
@@ -489,10 +556,14 @@ class Link:
     @property
     def datagrams_waiting(self) -> bool:
         """Whether another datagram could be handed to the engine after the next transmit."""
-        return bool(self._datagrams) and not self.engine.pending_datagrams()
+        return (
+            bool(self._datagrams)
+            and self.state is LinkState.UP
+            and not self.engine.pending_datagrams()
+        )
 
     def _grant(self) -> None:
-        """Tell the peer what was consumed, once that is half of a lane's window."""
+        """Tell the peer what was consumed, once it is enough to be worth a frame."""
         if self.state is LinkState.GREETING:
             return
         due = [
@@ -500,7 +571,7 @@ class Link:
             for entry in self._in.values()
             if not entry.held
             and entry.lane is not Lane.CONTROL
-            and entry.consumed - entry.granted >= entry.window // 2
+            and entry.consumed - entry.granted >= CREDIT_STEP_BYTES
         ]
         if not due:
             return
@@ -514,9 +585,9 @@ class Link:
             raise WireError("a lane was ended")
         self._on_lane_bytes(stream_id, data, events, hellos)
         if hellos and self._early:
-            early, self._early = self._early, []
-            for early_id, early_data in early:
-                self._on_lane_bytes(early_id, early_data, events, hellos)
+            early, self._early = self._early, {}
+            for early_id, early_data in early.items():
+                self._on_lane_bytes(early_id, bytes(early_data), events, hellos)
 
     def _on_lane_bytes(
         self, stream_id: int, data: bytes, events: list[Event], hellos: list[Hello]
@@ -534,7 +605,7 @@ class Link:
             self._early_bytes += len(data)
             if self._early_bytes > EARLY_BYTES_MAX:
                 raise WireError("too much before hello")
-            self._early.append((stream_id, data))
+            self._early.setdefault(stream_id, bytearray()).extend(data)
             return
         for body, size in entry.reader.feed(data):
             message = self._decoder.decode(lane, body)
@@ -552,7 +623,6 @@ class Link:
             raise WireError("a lane was opened twice")
         entry = _LaneIn(
             lane,
-            self._window_of(lane),
             FrameReader(FRAME_BYTES_MAX_OF[lane]),
             held=self._held.get(lane, False),
         )
@@ -604,7 +674,28 @@ class Link:
         elif uid >= _PROBE_UID and self._probes_missing:
             self._probes_missing -= 1
             if self._probes_missing == 0:
+                self._probe_at = float("inf")
+                self._probe_attempts = 0
+                self._packet_bytes = self._probed_size
+                self._large_losses_before = self.engine.large_losses
                 self.engine.set_packet_size(self._probed_size)
+
+    def _probe_packet_size(self, now: float) -> None:
+        """Ask whether packets of the size that both ends take arrive; again later if not."""
+        wait_s = PROBE_AGAIN_S[min(self._probe_attempts, len(PROBE_AGAIN_S) - 1)]
+        self._probe_attempts += 1
+        self._probe_at = now + wait_s
+        self._probes_missing = PACKET_PROBES
+        for number in range(PACKET_PROBES):
+            self.engine.probe_packet_size(self._probed_size, _PROBE_UID + number)
+
+    def _watch_large_losses(self, now: float) -> None:
+        losses = self.engine.large_losses
+        self._large_losses_before = min(self._large_losses_before, losses)
+        if losses - self._large_losses_before >= LARGE_LOSSES_MAX:
+            self._packet_bytes = HANDSHAKE_PACKET_BYTES
+            self.engine.set_packet_size(HANDSHAKE_PACKET_BYTES)
+            self._probe_at = now + PROBE_AGAIN_S[-1]
 
     def _on_terminated(self, event: object) -> None:
         self._note_close(event)
