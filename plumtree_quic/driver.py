@@ -47,7 +47,7 @@ from plumtree_quic.net.events import (
 )
 from plumtree_quic.net.link import Link as NetLink
 from plumtree_quic.net.settings import NetSettings
-from plumtree_quic.net.udp import UdpSocket, parse_address
+from plumtree_quic.net.udp import UdpSocket, numeric_address
 from plumtree_quic.proto.core import Core
 from plumtree_quic.proto.effects import (
     Deliver,
@@ -794,11 +794,12 @@ class Driver:
             link.hold(Lane.GOSSIP, held)
 
     def _want(self, effect: Link, now: float) -> None:
-        numeric = [parse_address(each) for each in effect.addresses if _is_numeric(each)]
+        found = [numeric_address(each) for each in effect.addresses]
+        numeric = [each for each in found if each is not None]
         if numeric:
             self._endpoint.want(effect.peer, numeric, now)
         for address in effect.addresses:
-            if not _is_numeric(address):
+            if numeric_address(address) is None:
                 peer = effect.peer
                 self._with_address(
                     address,
@@ -826,8 +827,9 @@ class Driver:
         failed: Callable[[PlumtreeError], None] | None = None,
     ) -> None:
         """Call `use` with the numeric form: at once, or when DNS has answered."""
-        if _is_numeric(address):
-            use(parse_address(address))
+        numeric = numeric_address(address)
+        if numeric is not None:
+            use(numeric)
             return
         task = self._loop.create_task(self._resolve(address, use, failed))
         self._resolving.add(task)
@@ -865,11 +867,6 @@ class Driver:
 
 def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _is_numeric(address: str) -> bool:
-    host = address.rpartition(":")[0]
-    return host.startswith("[") or host.replace(".", "").isdigit()
 
 
 def _join_address(host: str, port: int) -> str:
