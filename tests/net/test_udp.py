@@ -8,7 +8,7 @@ import pytest
 
 from plumtree_quic.errors import ConfigError, LinkError
 from plumtree_quic.net import udp
-from plumtree_quic.net.udp import UdpSocket, parse_address
+from plumtree_quic.net.udp import UdpSocket, numeric_address, parse_address
 
 
 class Inbox:
@@ -182,3 +182,48 @@ def test_addresses_that_are_understood(text, address):
 def test_addresses_that_are_refused_with_an_example(text):
     with pytest.raises(ConfigError):
         parse_address(text)
+
+
+async def test_a_wildcard_ipv6_socket_takes_ipv4_and_names_it_as_ipv4(make):
+    (a, _), (b, inbox) = make("127.0.0.1"), make("::")
+    a.send([(b"over IPv4", ("127.0.0.1", b.address[1]))])
+    assert await inbox.wait(1) == [(b"over IPv4", a.address)]
+
+
+async def test_an_ipv6_socket_answers_an_ipv4_address(make):
+    (a, inbox), (b, _) = make("127.0.0.1"), make("::")
+    b.send([(b"back", a.address)])
+    assert await inbox.wait(1) == [(b"back", ("127.0.0.1", b.address[1]))]
+
+
+@pytest.mark.parametrize("host", ["not an address", "nul\0", "127.0.0.1\0", "999.1.1.1"])
+async def test_a_host_that_is_no_address_is_a_link_error(host):
+    with pytest.raises(LinkError):
+        UdpSocket.bind(host, 0, Inbox())
+
+
+async def test_an_address_that_is_none_is_dropped_and_never_raises(make):
+    (a, _), (b, inbox) = make(), make()
+    for nonsense in (("", -1), ("nul\0", 1), ("127.0.0.1", 70_000), ("127.0.0.1", "x")):
+        a.send([(b"lost", nonsense)])
+    assert a.dropped == 4
+    a.send([(b"kept", b.address)])
+    assert await inbox.wait(1) == [(b"kept", a.address)]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.0.0.5:7946", ("10.0.0.5", 7946)),
+        ("[::1]:7946", ("::1", 7946)),
+        ("localhost:7946", None),
+        ("10.0.0.5:0", None),
+        (":7946", None),
+        ("[10.0.0.5]:7946", None),
+        ("999.0.0.1:1", None),
+        ("nul\0:1", None),
+        ("x" * 5_000, None),
+    ],
+)
+def test_what_peers_say_is_an_address_only_in_numbers(text, address):
+    assert numeric_address(text) == address
