@@ -294,3 +294,8 @@ def test_no_mutation_of_a_real_datagram_raises_or_passes_what_the_rules_forbid(
     if verdict.shape is Shape.INITIAL:
         assert len(changed) >= 1_200
         assert len(verdict.destination_cid) >= 8
+
+
+@pytest.mark.parametrize("cid_bytes", [30, 255])
+def test_a_connection_id_beyond_the_datagram_is_dropped(cid_bytes):
+    assert look(b"\xc0\0\0\0\1" + bytes([cid_bytes]) + bytes(20), 1472).shape is Shape.DROP

@@ -3,7 +3,8 @@
 A check is found in the source, not listed by hand, so that a new one cannot be forgotten:
 
 - a statement that refuses: `raise CheckFailed`, `raise _Refusal`, `raise LocalProtocolError`, a
-  bare call of `check_...`, a `self.close(...)` in a method `_check_...`, a `return` of "drop";
+  bare call of `check_...`, a `self.close(...)` in a method `_check_...`, a `return` of "drop", or
+  of None or False in a function `check` or `take`;
 - each operand of an `or` that leads to one;
 - the guard of a `case`;
 - a few lines in `ALSO` that protect without refusing.
@@ -39,6 +40,11 @@ TARGETS = {
         "tests/net/test_engine.py",
         "tests/net/test_handshake.py",
     ),
+}
+
+TARGETS |= {
+    f"plumtree_quic/net/{name}.py": (f"tests/net/test_{name}.py",)
+    for name in ("filter", "retry", "budget")
 }
 
 # (file, text, what takes its place): the text must be there exactly once.
@@ -91,6 +97,11 @@ ALSO = (
     ),
     ("plumtree_quic/net/engine.py", "= settings.streams_max", "= 9999"),
     ("plumtree_quic/net/engine.py", "self._logger: Any = _Silence()", "pass"),
+    ("plumtree_quic/net/retry.py", "bound_to = _bound_to(address, retry_cid)", "bound_to = b''"),
+    ("plumtree_quic/net/retry.py", "if now - self._turned_at >= KEY_LIFE_S:", "if False:"),
+    ("plumtree_quic/net/budget.py", "and self._socket.take(now)", ""),
+    ("plumtree_quic/net/budget.py", "return bucket.take(now) and", "return"),
+    ("plumtree_quic/net/budget.py", "if len(self._addresses) > ADDRESSES_MAX:", "if False:"),
     ("plumtree_quic/net/engine.py", ">= KEY_UPDATE_S", ">= 1e9"),
     ("plumtree_quic/net/engine.py", ">= KEY_UPDATE_PACKETS", ">= 1 << 60"),
     ("plumtree_quic/net/engine.py", "queue.sort(key=_stream_id)", "pass"),
@@ -99,6 +110,8 @@ ALSO = (
 
 # What may survive, and why. Matched against the text of the mutation.
 EQUIVALENT = {
+    "_look_long: source_end > size [or]": "what is read after it is beyond the end, and drops",
+    "_look_long: here + token_bytes > size [or]": "as is the length that follows the token",
     "len(space.ack_queue) > ACK_RANGES_MAX [or]": "aioquic 1.7.2 keeps at most 64 ranges",
     "handshake was tampered with": "aioquic compares Finished, too, though not in constant time",
 }
@@ -166,6 +179,8 @@ def _refuses(function, statement):
             )
         case ast.Return(value=ast.Name(id="_DROP")):
             return True
+        case ast.Return(value=ast.Constant(value=None | False)):
+            return function.name in ("check", "take") and statement is not function.body[-1]
     return False
 
 
