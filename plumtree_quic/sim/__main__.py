@@ -7,8 +7,9 @@ a bound, at whose end all who live must agree and have everything (as TigerBeetl
 
 import argparse
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import attrs
@@ -24,6 +25,8 @@ STORM_S = (5.0, 60.0)
 # After the storm: a dead member is dialled again at the latest after 80 s by each of the others,
 # then tables and digests are compared.
 CALM_S = 180.0
+# So that a seed takes seconds, not minutes.
+DELIVERIES_MAX = 8_000
 PRESETS = ("default", "lan", "wan", "large_cluster")
 
 
@@ -60,7 +63,7 @@ def weather_a_storm(seed: int) -> Outcome:
     )
     cluster = Cluster(config=config, weather=draw_weather(rng), seed=seed)
     seconds = rng.uniform(*STORM_S)
-    rate = rng.choice((0.5, 5.0, 50.0))
+    rate = min(rng.choice((0.5, 5.0, 50.0)), DELIVERIES_MAX / (seconds * nodes))
     size = rng.choice((16, 1_000, 8_000))
     options = (
         f"{nodes} nodes, {preset}, max_eager_peers {config.max_eager_peers}, batches of "
@@ -123,21 +126,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m plumtree_quic.sim")
     parser.add_argument("--seed", type=int, default=0, help="the (first) seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many, one after the other")
+    parser.add_argument("--minutes", type=float, help="as many as begin within this time instead")
     options = parser.parse_args(arguments)
-    failed = 0
-    for seed in range(options.seed, options.seed + options.seeds):
-        outcome = weather_a_storm(seed)
-        verdict = outcome.violation or "ok"
-        print(f"seed {seed}: {verdict}")
-        if options.seeds == 1:
+    if options.minutes is None:
+        outcomes = map(weather_a_storm, range(options.seed, options.seed + options.seeds))
+    else:
+        outcomes = _for_minutes(options.minutes, options.seed)
+    single = options.minutes is None and options.seeds == 1
+    count = failed = deliveries = 0
+    for outcome in outcomes:
+        count += 1
+        deliveries += outcome.report.delivered
+        print(f"seed {outcome.seed}: {outcome.violation or 'ok'}")
+        if single or outcome.violation:
             print(f"  {outcome.options}")
+        if single:
             print("\n".join(f"  {line}" for line in outcome.report.lines()))
         if outcome.violation:
             failed += 1
-            print(f"  {outcome.options}\n  replay: {outcome.replay}")
+            print(f"  replay: {outcome.replay}")
         sys.stdout.flush()
-    print(f"{options.seeds} seeds from {options.seed}: {failed} failed")
+    print(f"{count} seeds from {options.seed}, {deliveries} deliveries: {failed} failed")
     return 1 if failed else 0
+
+
+def _for_minutes(minutes: float, seed: int) -> Iterator[Outcome]:
+    end = time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        yield weather_a_storm(seed)
+        seed += 1
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ ANNOUNCED_IDS_MAX = 1_000
 LEAVE_S = 0.5
 REPEATED_AFTER_S = (0.01, 5.0)
 SHORTEST_PAUSE_S = 0.1
+TURNS_AT_ONCE_MAX = 1_000
 
 
 class Host:
@@ -88,6 +89,8 @@ class Host:
         self._congested: dict[NodeId, None] = {}
         self._next_seq = 1
         self._timer: float | None = None
+        self._fired = 0
+        self._fired_at = 0.0
         self._paused_until = 0.0
         self._checking = False
         self._rng = Random(f"{cluster.seed} {name} {epoch}")
@@ -280,7 +283,12 @@ class Host:
             self.cluster.time.after(wait + 0.001, self._arm_if_alive)
             return
         self._timer = None
-        self._input(self.core.advance(self.cluster.time.now))
+        now = self.cluster.time.now
+        self._fired = self._fired + 1 if now == self._fired_at else 0
+        self._fired_at = now
+        if self._fired > TURNS_AT_ONCE_MAX:
+            raise Violation(f"{self.name} is due again and again at {now:.6f}: time stands still")
+        self._input(self.core.advance(now))
 
     def _arm_if_alive(self) -> None:
         if self.alive:

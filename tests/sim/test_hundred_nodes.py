@@ -12,6 +12,8 @@ from plumtree_quic.sim.cluster import Cluster
 from plumtree_quic.sim.faults import CALM
 from plumtree_quic.sim.report import Report
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
 NODES = 100
 ROUGH = attrs.evolve(CALM, loss=0.2, duplicate=0.2, replay=0.02)
 
@@ -45,7 +47,7 @@ def all_origins(cluster, names):
     for name in names[1:]:
         cluster.hosts[name].publish()
     cluster.run(2.0)
-    for _ in range(3):
+    for _ in range(2):
         for name in names:
             cluster.hosts[name].publish()
         cluster.run(0.1)
@@ -120,7 +122,7 @@ def test_b01_the_last_delivery_is_at_most_two_hops_beyond_the_first_flood(story)
 
 
 def test_b02_all_at_once_reach_every_node(story):
-    assert_all_delivered(story.all_origins, (NODES - 1 + 3 * NODES) * (NODES - 1))
+    assert_all_delivered(story.all_origins, (NODES - 1 + 2 * NODES) * (NODES - 1))
 
 
 def test_b02_all_at_once_cost_at_most_2_percent_extra_copies_after_each_ones_first_bundle(story):
@@ -146,5 +148,3 @@ def test_b07_survivors_of_a_crash_of_a_fifth_have_all_messages_of_all_who_live(s
 
 def test_no_honest_node_strikes_another(story):
     assert story.strikes == 0
-
-
