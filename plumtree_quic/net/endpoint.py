@@ -34,7 +34,7 @@ from plumtree_quic.net.link import CloseCode, Link, LinkState, new_link_id
 from plumtree_quic.net.retry import RetryTokens
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.security.credentials import Credentials
-from plumtree_quic.security.identity import CHECKS
+from plumtree_quic.security.identity import CHECKS, OWN_IDENTITY
 
 __all__ = ["Counters", "Endpoint"]
 
@@ -789,7 +789,7 @@ class Endpoint:
             address=_show(link.address),
             dialled=link.dialled,
         )
-        if failure.reason == "that is our own identity":
+        if failure.reason == OWN_IDENTITY:
             self._tell_security("identity.conflict", address=_show(link.address))
 
 

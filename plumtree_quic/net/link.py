@@ -50,6 +50,8 @@ CONTROL_BACKLOG_BYTES_MAX = 1 << 20
 BACKLOG_BYTES_MAX = 4 << 20
 # With 64 KiB of handshake this keeps a half-open connection below 192 KiB. An honest peer is far
 # below: what it sends before its hello is acknowledged fits into an initial congestion window.
+# The largest lane_window that a peer may be configured with; windows are not negotiated.
+WINDOW_BYTES_MAX = 16_777_216
 EARLY_BYTES_MAX = 131_072
 DATAGRAMS_MAX = 256
 FRESH_EVERY_S = 0.1
@@ -613,6 +615,9 @@ class Link:
             if lane is Lane.CONTROL and self._on_control(message, hellos):
                 continue
             events.append(Received(self, self.peer, message))
+        taken = entry.consumed + entry.reader.buffered - entry.granted
+        if lane is not Lane.CONTROL and taken > WINDOW_BYTES_MAX:
+            raise WireError("more than the credit allows")
 
     def _open_lane(self, stream_id: int, data: bytes) -> tuple[_LaneIn, bytes]:
         try:
