@@ -44,14 +44,12 @@ Address = tuple[str, int]
 SMALL_LANE_WINDOW = 139_264
 # Windows are each side's own and not told, so credit comes at half of the smallest there is.
 CREDIT_STEP_BYTES = SMALL_LANE_WINDOW // 2
-# Below what the engine keeps of one stream.
-LANE_OUT_WINDOW_MAX = 2 << 20
+# The largest window of anybody, whatever is configured: below what the engine keeps of a stream.
+WINDOW_BYTES_MAX = 2 << 20
 CONTROL_BACKLOG_BYTES_MAX = 1 << 20
 BACKLOG_BYTES_MAX = 4 << 20
 # With 64 KiB of handshake this keeps a half-open connection below 192 KiB. An honest peer is far
 # below: what it sends before its hello is acknowledged fits into an initial congestion window.
-# The largest lane_window that a peer may be configured with; windows are not negotiated.
-WINDOW_BYTES_MAX = 16_777_216
 EARLY_BYTES_MAX = 131_072
 DATAGRAMS_MAX = 256
 FRESH_EVERY_S = 0.1
@@ -214,7 +212,7 @@ class Link:
 
     def _window_of(self, lane: Lane) -> int:
         if lane in (Lane.GOSSIP, Lane.SYNC, Lane.DIRECT, Lane.BULK):
-            return min(self._settings.lane_window, LANE_OUT_WINDOW_MAX)
+            return min(self._settings.lane_window, WINDOW_BYTES_MAX)
         return SMALL_LANE_WINDOW
 
     # --- what the driver uses -------------------------------------------------------------------
@@ -319,9 +317,15 @@ class Link:
             self._deadline = now + self._settings.drain_s
 
     def ping_incumbent(self, now: float) -> None:
-        """Ask for a sign of life; `incumbent_proved` or `incumbent_failed` tells."""
+        """Ask for a sign of life; `incumbent_proved` or `incumbent_failed` tells.
+
+        The answer may take three probe time-outs of the path; before the first round trip was
+        measured (on a slow path all of a handshake's packets count as lost) as long as a handshake.
+        """
         if self._incumbent_due is None:
-            self._incumbent_due = now + self._settings.incumbent_s
+            path = self.engine.path()
+            patience_s = 3 * path.pto_s if path.rtt_s else self._settings.handshake_s
+            self._incumbent_due = now + max(self._settings.incumbent_s, patience_s)
             self._incumbent_asked_at = now
             self.incumbent_proved = self.incumbent_failed = False
             self.engine.ping(_INCUMBENT_UID)

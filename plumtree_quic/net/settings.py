@@ -16,7 +16,7 @@ class NetSettings:
             to the other side's hello.
         idle_s: a link on which nothing came for so long is gone.
         ping_s: a link pings when nothing came for so long.
-        incumbent_s: how long the older of two links has to answer a PING.
+        incumbent_s: how long the older of two links has to answer a PING, at least.
         drain_s: how long a link that was replaced may take to deliver what it holds.
         half_open_max, links_per_address_max, links_max: connections that are kept at most; the
             first counts those that have not greeted.
