@@ -108,7 +108,7 @@ def _run(cluster: Cluster, rng: Random, nodes: int, seconds: float, rate: float,
         if host is not None and host.awake():
             host.publish(*[rng.randbytes(rng.randrange(size)) for _ in range(rng.choice((1, 3)))])
     cluster.calm()
-    cluster.run(CALM_S, lambda: cluster.agreed() and cluster.settled())
+    cluster.run(CALM_S, lambda: cluster.agreed() and cluster.settled(), look_s=1.0)
     if not cluster.agreed():
         views = {name: sorted(host.view()) for name, host in cluster.hosts.items()}
         raise Violation(f"L1: no agreement {CALM_S:g} s after the storm: {views}")
@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many, one after the other")
     parser.add_argument("--minutes", type=float, help="as many as begin within this time instead")
     options = parser.parse_args(arguments)
+    outcomes: Iterator[Outcome]
     if options.minutes is None:
         outcomes = map(weather_a_storm, range(options.seed, options.seed + options.seeds))
     else:

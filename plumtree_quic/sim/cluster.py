@@ -56,7 +56,6 @@ FIRST_REDIAL_S = (0.05, 0.5)
 LARGER_WAITS_S = (0.5, 1.0)
 REDIAL_S = (1.0, 60.0)
 WATCH_EVERY_S = 1.0
-LOOK_EVERY_S = 0.05
 # Longer than a join link lives that nobody wants.
 STILL_S = 6.0
 # What one link may have announced that is not here, in ids (reliability bar, part E).
@@ -575,13 +574,15 @@ class Cluster:
 
     # --- time -----------------------------------------------------------------------------------
 
-    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+    def run(
+        self, seconds: float, until: Callable[[], bool] | None = None, *, look_s: float = 0.05
+    ) -> bool:
         """Let virtual time pass; stop early, and return True, when `until()` holds at a look."""
         end = self.time.now + seconds
         while until is not None and self.time.now < end:
             if until():
                 return True
-            self.time.run(min(LOOK_EVERY_S, end - self.time.now))
+            self.time.run(min(look_s, end - self.time.now))
         self.time.run(end - self.time.now)
         return until is not None and until()
 
@@ -650,12 +651,16 @@ class Cluster:
             end.link.break_now(silent=silent)
 
     def partition(self, *sides: Sequence[str]) -> None:
-        """Nothing passes between these groups of names, nor to those in none of them."""
+        """Nothing passes between these groups of names; without any, all ways are open."""
         self.network.partition(*(tuple(_node_id(name) for name in side) for side in sides))
 
     def cut(self, source: str, target: str) -> None:
         """Nothing gets from `source` to `target`."""
         self.network.cut(_node_id(source), _node_id(target))
+
+    def mend(self, source: str, target: str) -> None:
+        """The way from `source` to `target` is open again, as far as a cut closed it."""
+        self.network.mend(_node_id(source), _node_id(target))
 
     def calm(self) -> None:
         """All ways are open, and as good as they get."""
@@ -684,11 +689,11 @@ class Cluster:
                     host.pause(blow.seconds)
             case "cut":
                 self.cut(*blow.names)
+                self.time.after(blow.seconds, self.mend, *blow.names)
             case "partition":
                 rest = [name for name in self.identities if name not in blow.names]
                 self.partition(blow.names, rest)
-            case "heal":
-                self.network.heal()
+                self.time.after(blow.seconds, self.partition)
             case "weather":
                 assert blow.weather is not None
                 self.network.weather = blow.weather

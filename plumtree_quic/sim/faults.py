@@ -39,15 +39,15 @@ WIDE = Weather(latency_s=(0.01, 0.12), jitter_s=0.005)
 """Nodes on several continents."""
 
 
-Kind = Literal["break", "silent_break", "crash", "pause", "cut", "partition", "heal", "weather"]
+Kind = Literal["break", "silent_break", "crash", "pause", "cut", "partition", "weather"]
 
 
 @attrs.frozen
 class Blow:
     """One thing that goes wrong, `at` so many seconds after the storm's begin.
 
-    names: whom it hits; for a partition one side of it. seconds: for how long, where it ends by
-    itself: a pause, or a crash until the restart (0: never).
+    names: whom it hits; of a cut, from whom to whom; of a partition one side. seconds: how long a
+    pause, cut or partition lasts, or until a crashed node is started again (0: never).
     """
 
     at: float
@@ -70,37 +70,45 @@ class Storm:
 
         At most a third of the nodes crash, so that somebody is left to tell.
         """
-        rates: dict[Kind, float] = {
-            kind: rng.choice((0.0, 0.05, 0.2, 0.6)) * len(names) / 10
-            for kind in ("break", "silent_break", "crash", "pause", "cut", "partition", "weather")
-        }
+        hits = {kind: rng.choice((0.0, 0.01, 0.05, 0.2)) for kind in _OF_NODES}
+        rates: dict[Kind, float] = {kind: hits[kind] * len(names) / 10 for kind in _OF_NODES}
+        rates |= {kind: rng.choice((0.0, 0.02, 0.1)) for kind in _OF_ALL}
         blows: list[Blow] = []
-        crashes = 0
         for kind, rate in rates.items():
             at = 0.0
             while rate and (at := at + rng.expovariate(rate)) < seconds:
-                match kind:
-                    case "break" | "silent_break" | "cut":
-                        blows.append(Blow(at, kind, tuple(rng.sample(names, 2))))
-                    case "crash" if crashes < len(names) // 3:
-                        crashes += 1
-                        again = rng.choice((0.0, rng.uniform(0.1, 5.0), rng.uniform(5.0, 40.0)))
-                        blows.append(Blow(at, kind, (rng.choice(names),), again))
-                    case "pause":
-                        name = rng.choice(names)
-                        blows.append(Blow(at, kind, (name,), rng.choice((0.2, 1.0, 3.0))))
-                    case "partition":
-                        side = rng.sample(names, rng.randrange(1, len(names)))
-                        blows.append(Blow(at, kind, tuple(side)))
-                        blows.append(Blow(at + rng.uniform(0.5, 30.0), "heal"))
-                    case "weather":
-                        blows.append(Blow(at, kind, weather=draw_weather(rng)))
-                    case _:
-                        break
-                if kind == "cut":
-                    blows.append(Blow(at + rng.uniform(0.5, 20.0), "heal"))
-        blows.sort(key=lambda blow: blow.at)
-        return cls(seconds, tuple(blow for blow in blows if blow.at < seconds))
+                blows.append(_draw_blow(rng, at, kind, names))
+        crashes = [blow for blow in blows if blow.kind == "crash"]
+        spared = crashes[len(names) // 3 :]
+        blows = [blow for blow in blows if blow not in spared]
+        return cls(seconds, tuple(sorted(blows, key=lambda blow: blow.at)))
+
+
+_OF_NODES: tuple[Kind, ...] = ("break", "silent_break", "crash", "pause", "cut")
+_OF_ALL: tuple[Kind, ...] = ("partition", "weather")
+
+
+def _draw_blow(rng: Random, at: float, kind: Kind, names: tuple[str, ...]) -> Blow:
+    match kind:
+        case "break" | "silent_break":
+            return Blow(at, kind, tuple(rng.sample(names, 2)))
+        case "cut":
+            return Blow(at, kind, tuple(rng.sample(names, 2)), _draw_seconds(rng))
+        case "crash":
+            again = rng.choice((0.0, rng.uniform(0.1, 5.0), rng.uniform(5.0, 40.0)))
+            return Blow(at, kind, (rng.choice(names),), again)
+        case "pause":
+            return Blow(at, kind, (rng.choice(names),), rng.choice((0.2, 1.0, 3.0, 20.0)))
+        case "partition":
+            side = tuple(rng.sample(names, rng.randrange(1, len(names))))
+            return Blow(at, kind, side, _draw_seconds(rng))
+        case "weather":
+            return Blow(at, kind, weather=draw_weather(rng))
+
+
+def _draw_seconds(rng: Random) -> float:
+    """Shorter than a probe notices, than a suspicion lasts, or than neither."""
+    return rng.choice((rng.uniform(0.05, 0.5), rng.uniform(0.5, 5.0), rng.uniform(5.0, 60.0)))
 
 
 def draw_weather(rng: Random) -> Weather:

@@ -429,8 +429,12 @@ class Network:
         """Nothing gets from `source` to `target`; the other way may still be open."""
         self._cut[source, target] = None
 
+    def mend(self, source: NodeId, target: NodeId) -> None:
+        """Undo a cut."""
+        self._cut.pop((source, target), None)
+
     def partition(self, *sides: tuple[NodeId, ...]) -> None:
-        """Nothing passes between these groups."""
+        """Nothing passes between these groups; without any, the last partition is over."""
         self._side = {node: number for number, side in enumerate(sides) for node in side}
 
     def heal(self) -> None:

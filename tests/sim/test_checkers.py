@@ -184,7 +184,7 @@ def test_a_storm_is_drawn_from_its_seed_and_spares_two_thirds():
         assert sum(blow.kind == "crash" for blow in storm.blows) <= 4
         kinds |= {blow.kind for blow in storm.blows}
     assert kinds == {
-        "break", "silent_break", "crash", "pause", "cut", "partition", "heal", "weather"
+        "break", "silent_break", "crash", "pause", "cut", "partition", "weather"
     }  # fmt: skip
 
 
