@@ -44,6 +44,19 @@ Address = tuple[str, int]
 
 # Alerts that say that a certificate is at fault: hammering will not heal them.
 _OUR_FAULT_ALERTS = frozenset((*range(42, 50), 116))
+# Close codes that say that dialling again at once would end in the same way.
+_REFUSALS = frozenset(
+    (
+        CloseCode.CERT_EXPIRED,
+        CloseCode.CERT_REVOKED,
+        CloseCode.IDENTITY_MISMATCH,
+        CloseCode.PROTOCOL_ERROR,
+        CloseCode.LIMIT_EXCEEDED,
+        CloseCode.OVERLOADED,
+        CloseCode.WRONG_CLUSTER,
+        CloseCode.VERSION,
+    )
+)
 FIRST_REDIAL_S = (0.05, 0.5)
 LARGER_WAITS_S = (0.5, 1.0)
 REJECTIONS_PER_MINUTE = 10
@@ -435,6 +448,11 @@ class Endpoint:
         events, self._events = self._events, []
         return events
 
+    @property
+    def has_events(self) -> bool:
+        """Whether `poll` has something to return."""
+        return bool(self._events)
+
     def _take(self, link: Link, now: float) -> None:
         """Take a link's events; what it says before it is greeted never gets further."""
         try:
@@ -521,10 +539,8 @@ class Endpoint:
         """
         peer = link.peer
         wanted = self._wants.get(peer)
-        if wanted is not None:
-            wanted.failures = 0
-            if wanted.dialling is link:
-                wanted.dialling = None
+        if wanted is not None and wanted.dialling is link:
+            wanted.dialling = None
         pair = self._pairs.get(peer)
         if pair is None:
             self._pairs[peer] = _Pair(link)
@@ -678,9 +694,20 @@ class Endpoint:
         )
         wanted = self._wants.get(link.peer)
         if wanted is not None:
-            wanted.next_dial_at = self._redial_at(
-                link.peer, self._rng.uniform(*FIRST_REDIAL_S), now
-            )
+            if link.close_code in _REFUSALS:
+                # Refused by our hello: for a dialler the link was up before the other end judged.
+                wait = self._back_off(wanted)
+            else:
+                wanted.failures = 0
+                wait = self._rng.uniform(*FIRST_REDIAL_S)
+            wanted.next_dial_at = self._redial_at(link.peer, wait, now)
+
+    def _back_off(self, wanted: _Wanted) -> float:
+        """The next wait after a failure: exponential, full jitter, never quite nothing."""
+        first, largest = self._settings.redial_s
+        wait = self._rng.uniform(0.0, min(largest, first * 2 ** min(wanted.failures, 16)))
+        wanted.failures += 1
+        return max(wait, FIRST_REDIAL_S[0])
 
     def _redial_at(self, peer: NodeId, wait_s: float, now: float) -> float:
         """Both ends want the link back at the same moment: the larger NodeId waits longer."""
@@ -701,12 +728,10 @@ class Endpoint:
         if wanted is None or wanted.dialling is not link or link.expected is None:
             return
         wanted.dialling = None
-        first, largest = self._settings.redial_s
-        wait = self._rng.uniform(0.0, min(largest, first * 2 ** min(wanted.failures, 16)))
-        wanted.failures += 1
+        wait = self._back_off(wanted)
         if link.alert in _OUR_FAULT_ALERTS:
             wait = max(wait, self._settings.refused_floor_s)
-        wanted.next_dial_at = self._redial_at(link.expected, max(wait, FIRST_REDIAL_S[0]), now)
+        wanted.next_dial_at = self._redial_at(link.expected, wait, now)
 
     def _explain(self, link: Link) -> PlumtreeError:
         where = _show(link.address)

@@ -1,4 +1,4 @@
-"""Frames: whatever the pieces are in which bytes arrive, the same bodies come out, within bounds."""
+"""Frames: however their bytes are cut, the same bodies come out, within bounds."""
 
 import random
 
