@@ -277,9 +277,11 @@ class _Recovery(QuicPacketRecovery):
 
     def on_ack_received(self, *, ack_rangeset: Any, space: Any, **rest: Any) -> None:
         newest = space.sent_packets.get(ack_rangeset.bounds().stop - 1)
-        if newest is not None and newest.sent_bytes > HANDSHAKE_PACKET_BYTES:
-            self.lost_large_in_a_row = 0
         super().on_ack_received(ack_rangeset=ack_rangeset, space=space, **rest)
+        if newest is not None and newest.sent_bytes > HANDSHAKE_PACKET_BYTES:
+            # Afterwards: an ack of a large packet often tells that older ones were lost, and
+            # proves all the same that large packets pass.
+            self.lost_large_in_a_row = 0
 
     def _on_packets_lost(self, *, packets: Iterable[Any], **rest: Any) -> None:
         packets = tuple(packets)

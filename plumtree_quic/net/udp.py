@@ -9,6 +9,8 @@ import contextlib
 import errno
 import ipaddress
 import socket
+import struct
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -23,6 +25,11 @@ BUFFER_BYTES = 4 << 20
 UNSENT_MAX = 1_024
 MAPPED = "::ffff:"
 _DATAGRAM_BYTES = 65_535
+_ANCILLARY_BYTES = 64
+# Linux socket options that the socket module does not name (linux/udp.h), and their limits.
+UDP_SEGMENT, UDP_GRO = 103, 104
+SEGMENTS_MAX = 64
+SEGMENTED_BYTES_MAX = 65_000
 # The latter are for what cannot be an address at all.
 _UNSENDABLE = (OSError, ValueError, TypeError, OverflowError)
 
@@ -41,6 +48,12 @@ class UdpSocket:
         self._unsent: deque[tuple[bytes, Address]] = deque()
         self._is_ipv6 = bound.family is socket.AF_INET6
         self.dropped = 0
+        # Linux cuts and joins runs of datagrams in one system call (udp(7)); elsewhere, or where
+        # the path refuses, each is a call of its own.
+        self._segments = sys.platform == "linux"
+        if self._segments:
+            with contextlib.suppress(OSError):
+                bound.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         self._loop.add_reader(bound.fileno(), self._on_readable)
 
     @classmethod
@@ -94,17 +107,54 @@ class UdpSocket:
         if self._unsent:
             self._keep(datagrams)
             return
-        sendto = self._socket.sendto
-        for number, (data, address) in enumerate(datagrams):
+        number, count = 0, len(datagrams)
+        while number < count:
+            run = self._run_from(datagrams, number)
             try:
-                sendto(data, address)
+                if run > 1:
+                    self._send_run(datagrams, number, run)
+                else:
+                    self._socket.sendto(*datagrams[number])
             except (BlockingIOError, InterruptedError):
                 self._keep(datagrams[number:])
                 self._loop.add_writer(self._socket.fileno(), self._on_writable)
                 return
             except _UNSENDABLE:
+                if run > 1:
+                    # A path that takes no segments of this size: one by one from now on.
+                    self._segments = False
+                    continue
                 # Unreachable, refused, too long for the path: to QUIC it is a lost packet.
                 self.dropped += 1
+            number += run
+
+    def _run_from(self, datagrams: list[tuple[bytes, Address]], number: int) -> int:
+        """How many datagrams from `number` on the kernel can cut from one buffer: one address,
+        one size, but for a last one that may be shorter.
+        """
+        if not self._segments:
+            return 1
+        data, address = datagrams[number]
+        size = total = len(data)
+        run = 1
+        for data, other in datagrams[number + 1 : number + SEGMENTS_MAX]:
+            total += len(data)
+            if other != address or len(data) > size or total > SEGMENTED_BYTES_MAX:
+                break
+            run += 1
+            if len(data) < size:
+                break
+        return run
+
+    def _send_run(self, datagrams: list[tuple[bytes, Address]], number: int, run: int) -> None:
+        data, address = datagrams[number]
+        size = struct.pack("=H", len(data))
+        self._socket.sendmsg(
+            [each for each, _ in datagrams[number : number + run]],
+            [(socket.IPPROTO_UDP, UDP_SEGMENT, size)],
+            0,
+            address,
+        )
 
     def close(self) -> None:
         """Free the address."""
@@ -132,16 +182,27 @@ class UdpSocket:
 
     def _on_readable(self) -> None:
         received: list[tuple[bytes, Address]] = []
-        receive = self._socket.recvfrom
+        receive = self._socket.recvmsg
         for _ in range(DATAGRAMS_PER_WAKE_UP):
             try:
-                data, address = receive(_DATAGRAM_BYTES)
+                data, ancillary, _flags, address = receive(_DATAGRAM_BYTES, _ANCILLARY_BYTES)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
                 # An ICMP error of an earlier send; anybody can forge one.
                 continue
-            received.append((data, address if len(address) == 2 else _canonical(address)))
+            if len(address) != 2:
+                address = _canonical(address)
+            size = len(data)
+            if ancillary:
+                # The kernel joined datagrams of one sender; this is the size of each.
+                size = int.from_bytes(ancillary[0][2][:2], sys.byteorder) or size
+            if size >= len(data):
+                received.append((data, address))
+            else:
+                received += [(data[at : at + size], address) for at in range(0, len(data), size)]
+            if len(received) >= DATAGRAMS_PER_WAKE_UP:
+                break
         if received:
             self._on_datagrams(received)
 

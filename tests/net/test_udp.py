@@ -227,3 +227,26 @@ async def test_an_address_that_is_none_is_dropped_and_never_raises(make):
 )
 def test_what_peers_say_is_an_address_only_in_numbers(text, address):
     assert numeric_address(text) == address
+
+
+async def test_a_run_of_one_size_and_a_shorter_last_arrives_as_it_was_cut(make):
+    (a, _), (b, inbox) = make(), make()
+    sent = [bytes((number,)) * 1_200 for number in range(60)] + [b"short", b"x" * 700, b"y" * 900]
+    a.send([(data, b.address) for data in sent])
+    got = await inbox.wait(len(sent))
+    assert [data for data, _ in got] == sent
+    assert {address for _, address in got} == {a.address}
+    assert a.dropped == 0
+
+
+async def test_a_path_that_takes_no_segments_gets_datagrams_one_by_one(make, monkeypatch):
+    (a, _), (b, inbox) = make(), make()
+
+    def refuse(*_):
+        raise OSError(errno.EINVAL, "no segments here")
+
+    monkeypatch.setattr(a, "_send_run", refuse)
+    sent = [bytes((number,)) * 1_200 for number in range(10)]
+    a.send([(data, b.address) for data in sent])
+    assert [data for data, _ in await inbox.wait(10)] == sent
+    assert a.dropped == 0
