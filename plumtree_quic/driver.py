@@ -8,6 +8,7 @@ awaits. Whatever must be decided is decided in proto/; whatever an application s
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -47,7 +48,7 @@ from plumtree_quic.net.events import (
 )
 from plumtree_quic.net.link import Link as NetLink
 from plumtree_quic.net.settings import NetSettings
-from plumtree_quic.net.udp import UdpSocket, numeric_address
+from plumtree_quic.net.udp import UdpSocket, numeric_address, parse_address
 from plumtree_quic.proto.core import Core
 from plumtree_quic.proto.effects import (
     Deliver,
@@ -63,7 +64,7 @@ from plumtree_quic.proto.effects import (
 )
 from plumtree_quic.security.credentials import QuicConfig
 
-__all__ = ["Driver", "Sink"]
+__all__ = ["Driver", "Sink", "advertised_address"]
 
 logger = logging.getLogger("plumtree_quic")
 
@@ -82,6 +83,11 @@ FORMING_S = (0.05, BLOCKED_S)
 FORMING_ROUND_TRIPS = 4
 LATE_S = 0.1
 HEARD_EVERY_S = 0.1
+# After an exception that was ours, so that a deadline that fails again and again is no busy loop.
+PAUSE_S = 0.1
+# Of a name with many addresses (a headless service) so many are dialled at once. A guess.
+ADDRESSES_PER_NAME_MAX = 16
+MALFORMED_TOLD_EVERY_S = 10.0
 RECORD_VALID_MS = 24 * 3600 * 1000
 STRIKES_MAX = 3
 CLOSE_PROTOCOL_ERROR = 0x15
@@ -101,10 +107,13 @@ class Sink(Protocol):
         """A message for this node alone."""
 
     def link_up(self) -> None:
-        """A link has been greeted."""
+        """A link has been greeted, or a seed has turned out to be ourselves."""
 
     def security_event(self, kind: str, fields: dict[str, object]) -> None:
         """Something that an operator's security log wants."""
+
+    def epoch_raised(self, epoch: int) -> None:
+        """We go on under a later start epoch than the one that we were given."""
 
     def superseded(self, epoch: int) -> None:
         """A newer start of our own identity lives: stop."""
@@ -135,7 +144,6 @@ class _Peer:
     """What the driver keeps per link, in the link's context."""
 
     heard_at: float = 0.0
-    strikes: int = 0
 
 
 @attrs.frozen
@@ -199,9 +207,11 @@ class Driver:
         self._outbox_bytes = 0
         self._outbox_topics: set[str] = set()
         self._outbox_due = 0.0
-        self._turn_scheduled = False
+        self._scheduled: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._resume_at = 0.0
+        self._closing = False
         self._beat = 0.0
         # Links that we push to and that are out of room: since when, and which links brought
         # what waits there.
@@ -210,10 +220,15 @@ class Driver:
         self._held: set[NodeId] = set()
         self._source: NodeId | None = None
         self._congested: dict[NodeId, float] = {}
+        self._strikes: dict[NodeId, int] = {}
+        self._malformed_told_at = float("-inf")
         self._gate: deque[asyncio.Future[None]] = deque()
-        self._idle_waiters: list[asyncio.Future[None]] = []
-        self._dialling: dict[tuple[str, int], str] = {}
+        self._idle_waiters: deque[asyncio.Future[None]] = deque()
+        self._direct_waiters: dict[NodeId, deque[asyncio.Future[None]]] = {}
+        # Dials to seeds that have neither been greeted nor failed.
+        self._dials: dict[NetLink, str] = {}
         self._seed_addresses: list[str] = []
+        self.own_seeds: set[str] = set()
         self.last_seed_error: PlumtreeError | None = None
         self._resolving: set[asyncio.Task[None]] = set()
 
@@ -257,12 +272,7 @@ class Driver:
                     "pass advertise='10.0.0.5' (or PLUMTREE_ADVERTISE_ADDR)"
                 )
             return _join_address(host, port)
-        if self._advertise.startswith("[") or self._advertise.count(":") <= 1:
-            host, _, text = self._advertise.rpartition(":")
-            if host and text.isdigit():
-                return self._advertise
-            return f"{self._advertise}:{port}"
-        return _join_address(self._advertise, port)
+        return advertised_address(self._advertise, port)
 
     def _make_core(self) -> Core:
         node_id, own_key = self._quic.node_id, member_key(self._quic.node_id)
@@ -318,22 +328,35 @@ class Driver:
         deadline = self._loop.time() + timeout_s
         while not self._is_idle():
             remaining = deadline - self._loop.time()
-            if remaining <= 0:
+            if remaining <= 0 or self.closed:
                 return False
-            waiter = self._loop.create_future()
-            self._idle_waiters.append(waiter)
             self._schedule_turn()
-            try:
-                async with asyncio.timeout(min(remaining, 0.05)):
-                    await waiter
-            except TimeoutError:
-                continue
+            await self._wait(self._idle_waiters, min(remaining, 0.05))
         return True
 
     def _is_idle(self) -> bool:
         if self._outbox:
             return False
-        return all(link.unacknowledged() == 0 for link in self._endpoint.links())
+        state_of = self.core.table.state_of
+        # Who is known to be dead acknowledges nothing any more.
+        return all(
+            link.unacknowledged() == 0
+            or state_of(member_key(link.peer)) in (MemberState.DEAD, MemberState.LEFT)
+            for link in self._endpoint.links()
+        )
+
+    async def _wait(self, waiters: "deque[asyncio.Future[None]]", timeout_s: float | None) -> None:
+        """Wait to be woken, or for `timeout_s`; leave nothing behind in either case."""
+        waiter = self._loop.create_future()
+        waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
 
     def unsent(self) -> int:
         """Bytes that were accepted and have not left this node."""
@@ -346,21 +369,24 @@ class Driver:
         if self.closed or not self.started:
             return
         now = self._loop.time()
+        self._closing = True
         self._endpoint.close(now, CLOSE_GOING_AWAY, "shutdown")
-        self._turn()
-        deadline = now + timeout_s
-        while not self._endpoint.closed and self._loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        try:
             self._turn()
-        self.closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        for task in self._resolving:
-            task.cancel()
-        self._socket.close()
-        for waiter in (*self._gate, *self._idle_waiters):
-            if not waiter.done():
-                waiter.set_result(None)
+            deadline = now + timeout_s
+            while not self._endpoint.closed and self._loop.time() < deadline:
+                await asyncio.sleep(0.01)
+                self._turn()
+        finally:
+            self.closed = True
+            for handle in (self._timer, self._scheduled):
+                if handle is not None:
+                    handle.cancel()
+            for task in self._resolving:
+                task.cancel()
+            self._socket.close()
+            for waiters in (self._gate, self._idle_waiters, *self._direct_waiters.values()):
+                self._wake(waiters)
 
     # --- publishing -----------------------------------------------------------------------------
 
@@ -378,13 +404,7 @@ class Driver:
             remaining = deadline - self._loop.time()
             if remaining <= 0:
                 return
-            waiter = self._loop.create_future()
-            self._gate.append(waiter)
-            try:
-                async with asyncio.timeout(remaining):
-                    await waiter
-            except TimeoutError:
-                return
+            await self._wait(self._gate, remaining)
 
     def accept(self, topic: str, payload: bytes) -> tuple[int, bool]:
         """Number one message. Returns its seq, and whether a bundle became full with it."""
@@ -439,6 +459,14 @@ class Driver:
 
     # --- direct messages ------------------------------------------------------------------------
 
+    async def wait_direct(self, peer: NodeId) -> None:
+        """Wait while the direct lane to `peer` has no room; returns at once without a link."""
+        while not self.closed:
+            link = self._endpoint.link(peer)
+            if link is None or link.room(Lane.DIRECT) > 0:
+                return
+            await self._wait(self._direct_waiters.setdefault(peer, deque()), None)
+
     def send_direct(self, peer: NodeId, message: Direct) -> bool:
         """Queue a direct message; False without a link to `peer`."""
         link = self._endpoint.link(peer)
@@ -454,13 +482,17 @@ class Driver:
         if record is None:
             return False
 
-        def dial(numeric: tuple[str, int]) -> None:
-            self._endpoint.dial(numeric, peer, self._loop.time())
+        def dial(found: list[tuple[str, int]]) -> None:
+            for numeric in found:
+                self._endpoint.dial(numeric, peer, self._loop.time())
 
-        for address in record.addresses:
-            self._with_address(address, dial)
+        self._with_addresses(record.addresses, dial)
         self._schedule_turn()
         return True
+
+    def net_counters(self) -> dict[str, int]:
+        """What the endpoint has counted since the start, by name."""
+        return attrs.asdict(self._endpoint.counters)
 
     def linked(self, peer: NodeId) -> bool:
         """Whether a greeted link to `peer` is up."""
@@ -479,9 +511,8 @@ class Driver:
     # --- a turn ---------------------------------------------------------------------------------
 
     def _schedule_turn(self) -> None:
-        if not self._turn_scheduled and not self.closed:
-            self._turn_scheduled = True
-            self._loop.call_soon(self._turn)
+        if self._scheduled is None and not self.closed:
+            self._scheduled = self._loop.call_soon(self._turn)
 
     def _on_datagrams(self, datagrams: list[tuple[bytes, tuple[str, int]]]) -> None:
         if self.closed or not self.started:
@@ -493,34 +524,51 @@ class Driver:
         self._turn()
 
     def _on_timer(self) -> None:
-        now = self._loop.time()
-        late = now - self._timer_at
+        self._note_lateness(self._loop.time())
         self._timer = None
         self._timer_at = float("inf")
-        if late > LATE_S:
-            self.core.late(late, now)
         self._turn()
 
+    def _note_lateness(self, now: float) -> None:
+        """Every turn looks: after a stall packets wait too, and their turn comes first."""
+        late = now - self._timer_at
+        if late > LATE_S and not self._closing:
+            self.core.late(late, now)
+
     def _turn(self) -> None:
-        self._turn_scheduled = False
+        if self._scheduled is not None:
+            # Whoever asked for a turn has it now.
+            self._scheduled.cancel()
+            self._scheduled = None
         if self.closed or not self.started:
             return
-        try:
-            self._run_turn()
-        except Exception:
-            # Nothing that a peer sends may end the node; what got here is a bug of ours.
-            self.counters.errors += 1
-            logger.exception("a turn of the driver failed; going on")
-        self._arm()
-
-    def _run_turn(self) -> None:
         now = self._loop.time()
         self.counters.turns += 1
-        endpoint, core = self._endpoint, self.core
+        for step in (self._decide, self._transmit):
+            try:
+                step(now)
+            except Exception:
+                # Nothing that a peer sends may end the node; what got here is a bug of ours.
+                self._note_error("a turn of the driver failed; going on")
+                self._resume_at = now + PAUSE_S
+        self._arm()
+
+    def _note_error(self, text: str) -> None:
+        self.counters.errors += 1
+        logger.exception(text, extra={"event": "driver.error"})
+
+    def _decide(self, now: float) -> None:
+        self._note_lateness(now)
+        endpoint = self._endpoint
         deadline = endpoint.next_deadline()
         if deadline is not None and deadline <= now:
             endpoint.advance(now)
         self._take_events(now)
+        if self._closing:
+            return
+        if self._dials:
+            self._settle_dials(now)
+        core = self.core
         deadline = core.next_deadline()
         if deadline is not None and deadline <= now:
             self._perform(core.advance(now), now)
@@ -528,16 +576,18 @@ class Driver:
             self._flush(now)
         if self._blocked:
             self._fire_blocked(now)
-        self._transmit(now)
-        if self._gate and self.egress_open:
-            self._wake(self._gate)
-        if self._idle_waiters and self._is_idle():
-            self._wake(self._idle_waiters)
 
     def _transmit(self, now: float) -> None:
         datagrams = self._endpoint.transmit(now)
         if datagrams:
             self._socket.send(datagrams)
+        if self._endpoint.has_events:
+            # A link that ended while it was flushed, for instance.
+            self._schedule_turn()
+        if self._gate and self.egress_open:
+            self._wake(self._gate)
+        if self._idle_waiters and self._is_idle():
+            self._wake(self._idle_waiters)
 
     def _arm(self) -> None:
         now = self._loop.time()
@@ -554,6 +604,7 @@ class Driver:
         for state in self._blocked.values():
             deadline = min(deadline, state.judged_at + BLOCKED_S)
             break
+        deadline = max(deadline, self._resume_at)
         if self._timer is not None:
             # One that fires a little early costs less than cancelling it every turn.
             if now < self._timer_at <= deadline:
@@ -563,7 +614,7 @@ class Driver:
         self._timer = self._loop.call_at(self._timer_at, self._on_timer)
 
     @staticmethod
-    def _wake(waiters: "deque[asyncio.Future[None]] | list[asyncio.Future[None]]") -> None:
+    def _wake(waiters: "deque[asyncio.Future[None]]") -> None:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -573,11 +624,13 @@ class Driver:
 
     def _take_events(self, now: float) -> None:
         for event in self._endpoint.poll():
+            if self._closing:
+                # The application has gone: nobody is left to be told.
+                continue
             try:
                 self._on_event(event, now)
             except Exception:
-                self.counters.errors += 1
-                logger.exception("an event could not be handled; going on")
+                self._note_error("an event could not be handled; going on")
 
     def _on_event(self, event: Event, now: float) -> None:
         match event:
@@ -597,6 +650,8 @@ class Driver:
             case Writable(_, peer, lane):
                 if lane is Lane.GOSSIP:
                     self._on_writable(peer, now)
+                elif lane is Lane.DIRECT:
+                    self._wake(self._direct_waiters.pop(peer, deque()))
             case LinkUp():
                 self._on_link_up(event, now)
             case LinkReplaced(link, peer, _):
@@ -611,7 +666,9 @@ class Driver:
                 )
                 self._congested.pop(peer, None)
                 self._held.discard(peer)
+                self._strikes.pop(peer, None)
                 self._unblock(peer)
+                self._wake(self._direct_waiters.pop(peer, deque()))
                 self._perform(self.core.link_down(peer, now), now)
             case DialFailed(address, peer, error):
                 self._on_dial_failed(address, peer, error, now)
@@ -627,8 +684,10 @@ class Driver:
         if self.trace_copy is not None:
             self.trace_copy(bundle)
         self._source = peer
-        self._perform(self.core.receive(peer, message, now), now)
-        self._source = None
+        try:
+            self._perform(self.core.receive(peer, message, now), now)
+        finally:
+            self._source = None
 
     def _heard(self, link: NetLink, peer: NodeId, now: float) -> None:
         context = link.context
@@ -641,7 +700,8 @@ class Driver:
     def _on_link_up(self, event: LinkUp, now: float) -> None:
         link, peer, hello = event.link, event.peer, event.hello
         yours = hello.yours
-        if yours is not None and yours.epoch >= self.epoch and not self._was_up:
+        seed = self._dials.pop(link, None)
+        if yours is not None and not self._was_up and self._is_past(yours):
             # Our clock went back, or our state is lost: start above our own past (section 5).
             self._restart_at(yours.epoch + 1, link, now)
             return
@@ -650,11 +710,33 @@ class Driver:
         logger.info(
             "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
         )
-        dialled = None
-        if event.dialled_address is not None:
-            dialled = self._dialling.pop(event.dialled_address, None)
-        self._perform(self.core.link_up(peer, hello, now, dialled), now)
+        self._perform(self.core.link_up(peer, hello, now, seed), now)
+        if seed is not None:
+            self._forget_dials(seed)
         self._sink.link_up()
+
+    def _is_past(self, yours: Record) -> bool:
+        """Whether a peer's newest record of us is of an earlier life that looks later than ours.
+
+        Of our own epoch it is ourselves: the peer greeted us before, on a link that we never saw
+        up. Only with another address it is a start within the same millisecond.
+        """
+        if yours.epoch == self.epoch:
+            return yours.addresses != (self.address,)
+        return yours.epoch > self.epoch
+
+    def _settle_dials(self, now: float) -> None:
+        """A greeted dial has answered even when another link to that peer is the one that stays."""
+        for link, seed in tuple(self._dials.items()):
+            if link.greeted and link in self._dials:
+                self._forget_dials(seed)
+                self.core.seed_answered(seed, now)
+                self._sink.link_up()
+
+    def _forget_dials(self, seed: str) -> None:
+        """One address of a name has answered; what becomes of the others does not matter."""
+        for link in [each for each, name in self._dials.items() if name == seed]:
+            del self._dials[link]
 
     def _restart_at(self, epoch: int, link: NetLink, now: float) -> None:
         if self._next_seq > 1 or self._outbox:
@@ -662,6 +744,7 @@ class Driver:
             self._sink.superseded(epoch - 1)
             return
         self.epoch = epoch
+        self._sink.epoch_raised(epoch)
         self.core = self._make_core()
         link.close(CLOSE_GOING_AWAY, "newer epoch", now)
         self._perform(self.core.start(now), now)
@@ -676,49 +759,63 @@ class Driver:
             error,
             extra={"event": "dial.failed", "peer": peer, "address": address},
         )
-        seed = self._dialling.pop(address, None)
-        if seed is not None:
+        dial = next((each for each in self._dials if each.ended and each.address == address), None)
+        if dial is not None:
+            seed = self._dials.pop(dial)
             self.last_seed_error = error
-            self._perform(self.core.seed_failed(seed, now), now)
+            if seed not in self._dials.values():
+                self._perform(self.core.seed_failed(seed, now), now)
         if peer is not None:
             self._perform(self.core.unreachable(peer, now), now)
 
     # --- effects of the core --------------------------------------------------------------------
 
     def _perform(self, effects: Iterable[Effect], now: float) -> None:
-        link_of = self._endpoint.link
         for effect in effects:
-            kind = type(effect)
-            if kind is Push:
-                self._push(effect, now)  # type: ignore[arg-type]
-            elif kind is Deliver:
-                self.counters.bundles_delivered += 1
-                try:
-                    self._sink.deliver(effect.bundle, effect.hop)  # type: ignore[union-attr]
-                except WireError as error:
-                    self.counters.bundles_malformed += 1
-                    self._sink.security_event(
-                        "bundle.malformed",
-                        {"origin": effect.bundle.origin.hex(), "reason": str(error)},  # type: ignore[union-attr]
-                    )
-            elif kind is Send:
-                self._send(effect)  # type: ignore[arg-type]
-            elif kind is SendDatagram:
-                link = link_of(effect.peer)  # type: ignore[union-attr]
-                if link is not None:
-                    link.send_datagram(effect.message, now + self._config.probe_timeout)  # type: ignore[union-attr,arg-type]
-            elif kind is Link:
-                self._want(effect, now)  # type: ignore[arg-type]
-            elif kind is Unlink:
-                self._endpoint.unwant(effect.peer, now)  # type: ignore[union-attr]
-            elif kind is DialSeed:
-                self._dial_seed(effect.address)  # type: ignore[union-attr]
-            elif kind is Strike:
-                self._strike(effect, now)  # type: ignore[arg-type]
-            elif kind is Superseded:
-                self._sink.superseded(effect.epoch)  # type: ignore[union-attr]
-            else:
-                self._sink.fact(effect)
+            try:
+                self._perform_one(effect, now)
+            except Exception:
+                # The effects behind it are other peers' business.
+                self._note_error("an effect could not be performed; going on")
+
+    def _perform_one(self, effect: Effect, now: float) -> None:
+        kind = type(effect)
+        if kind is Push:
+            self._push(effect, now)  # type: ignore[arg-type]
+        elif kind is Deliver:
+            self._deliver(effect, now)  # type: ignore[arg-type]
+        elif kind is Send:
+            self._send(effect)  # type: ignore[arg-type]
+        elif kind is SendDatagram:
+            link = self._endpoint.link(effect.peer)  # type: ignore[union-attr]
+            if link is not None:
+                link.send_datagram(effect.message, now + self._config.probe_timeout)  # type: ignore[union-attr,arg-type]
+        elif kind is Link:
+            self._want(effect, now)  # type: ignore[arg-type]
+        elif kind is Unlink:
+            self._endpoint.unwant(effect.peer, now)  # type: ignore[union-attr]
+        elif kind is DialSeed:
+            self._dial_seed(effect.address)  # type: ignore[union-attr]
+        elif kind is Strike:
+            self._strike(effect, now)  # type: ignore[arg-type]
+        elif kind is Superseded:
+            self._sink.superseded(effect.epoch)  # type: ignore[union-attr]
+        else:
+            self._sink.fact(effect)
+
+    def _deliver(self, effect: Deliver, now: float) -> None:
+        bundle = effect.bundle
+        self.counters.bundles_delivered += 1
+        try:
+            self._sink.deliver(bundle, effect.hop)
+        except WireError as error:
+            # Its origin's fault, and no link's: relays do not open what they forward.
+            self.counters.bundles_malformed += 1
+            if now - self._malformed_told_at >= MALFORMED_TOLD_EVERY_S:
+                self._malformed_told_at = now
+                self._sink.security_event(
+                    "bundle.malformed", {"origin": bundle.origin.hex(), "reason": str(error)}
+                )
 
     def _send(self, effect: Send) -> None:
         link = self._endpoint.link(effect.peer)
@@ -794,75 +891,126 @@ class Driver:
             link.hold(Lane.GOSSIP, held)
 
     def _want(self, effect: Link, now: float) -> None:
-        found = [numeric_address(each) for each in effect.addresses]
-        numeric = [each for each in found if each is not None]
+        peer, addresses = effect.peer, effect.addresses
+        numeric = [each for each in map(numeric_address, addresses) if each is not None]
         if numeric:
-            self._endpoint.want(effect.peer, numeric, now)
-        for address in effect.addresses:
-            if numeric_address(address) is None:
-                peer = effect.peer
-                self._with_address(
-                    address,
-                    lambda found, peer=peer: self._endpoint.want(  # type: ignore[misc]
-                        peer, [found], self._loop.time()
-                    ),
-                )
+            self._endpoint.want(peer, numeric, now)
+        if len(numeric) == len(addresses):
+            return
+
+        def want(found: list[tuple[str, int]]) -> None:
+            # DNS took its time: the overlay may have thought better of it.
+            if self.core.wants(peer):
+                self._endpoint.want(peer, numeric + found, self._loop.time())
+
+        self._with_addresses([each for each in addresses if numeric_address(each) is None], want)
 
     def _dial_seed(self, address: str) -> None:
-        def dial(numeric: tuple[str, int]) -> None:
-            self._dialling[numeric] = address
-            self._endpoint.dial(numeric, None, self._loop.time())
+        def dial(found: list[tuple[str, int]]) -> None:
+            others = [each for each in found if each not in self._own_addresses()]
+            if not others:
+                # A name in everybody's list of seeds that is our own here.
+                self.own_seeds.add(address)
+                self._sink.link_up()
+            self.own_seeds.difference_update([address] if others else [])
+            for numeric in others:
+                self._dials[self._endpoint.dial(numeric, None, self._loop.time())] = address
 
         def failed(error: PlumtreeError) -> None:
             self.last_seed_error = error
             later = self._loop.time()
             self._perform(self.core.seed_failed(address, later), later)
 
-        self._with_address(address, dial, failed)
+        self._with_addresses([address], dial, failed)
 
-    def _with_address(
+    def _own_addresses(self) -> tuple[tuple[str, int] | None, ...]:
+        return (self._socket.address, numeric_address(self.address))
+
+    def _with_addresses(
         self,
-        address: str,
-        use: Callable[[tuple[str, int]], None],
+        addresses: Sequence[str],
+        use: Callable[[list[tuple[str, int]]], None],
         failed: Callable[[PlumtreeError], None] | None = None,
     ) -> None:
-        """Call `use` with the numeric form: at once, or when DNS has answered."""
-        numeric = numeric_address(address)
-        if numeric is not None:
+        """Call `use` with the numeric forms: at once, or when DNS has answered for all names."""
+        found = [numeric_address(each) for each in addresses]
+        numeric = [each for each in found if each is not None]
+        if len(numeric) == len(found):
             use(numeric)
             return
-        task = self._loop.create_task(self._resolve(address, use, failed))
+        task = self._loop.create_task(self._resolve(addresses, use, failed))
         self._resolving.add(task)
         task.add_done_callback(self._resolving.discard)
 
     async def _resolve(
         self,
-        address: str,
-        use: Callable[[tuple[str, int]], None],
+        addresses: Sequence[str],
+        use: Callable[[list[tuple[str, int]]], None],
         failed: Callable[[PlumtreeError], None] | None,
     ) -> None:
-        host, _, port = address.rpartition(":")
+        # What our socket cannot reach is not asked for: localhost may be ::1 first.
+        is_ipv6 = ":" in self._socket.address[0]
+        family = socket.AF_UNSPEC if is_ipv6 else socket.AF_INET
+        found: dict[tuple[str, int], None] = {}
+        reason: Exception = OSError("no address")
+        for address in addresses:
+            numeric = numeric_address(address)
+            if numeric is not None:
+                found[numeric] = None
+                continue
+            host, _, port = address.rpartition(":")
+            try:
+                async with asyncio.timeout(5.0):
+                    answers = await self._loop.getaddrinfo(
+                        host, int(port), family=family, type=socket.SOCK_DGRAM
+                    )
+            except (OSError, ValueError, OverflowError, TimeoutError) as error:
+                reason = error
+            else:
+                for answer in answers[:ADDRESSES_PER_NAME_MAX]:
+                    found[str(answer[4][0]), int(port)] = None
+        if self._closing:
+            return
         try:
-            async with asyncio.timeout(5.0):
-                found = await self._loop.getaddrinfo(host, int(port))
-        except (OSError, ValueError, TimeoutError) as error:
-            if failed is not None:
-                failed(LinkError(f"{address} does not resolve to an address: {error}"))
-        else:
-            use((str(found[0][4][0]), int(port)))
+            if found:
+                use(list(found))
+            elif failed is not None:
+                names = ", ".join(addresses)
+                failed(LinkError(f"{names} does not resolve to an address: {reason}"))
+        except Exception:
+            self._note_error("an address could not be used; going on")
         self._schedule_turn()
 
     def _strike(self, effect: Strike, now: float) -> None:
         self.counters.strikes += 1
         link = self._endpoint.link(effect.peer)
-        if link is None or not isinstance(link.context, _Peer):
+        if link is None:
             return
-        link.context.strikes += 1
-        if link.context.strikes >= STRIKES_MAX:
+        strikes = self._strikes[effect.peer] = self._strikes.get(effect.peer, 0) + 1
+        if strikes >= STRIKES_MAX:
             self._sink.security_event(
                 "limit.hit", {"peer": effect.peer, "what": "strikes", "reason": effect.reason}
             )
             link.close(CLOSE_PROTOCOL_ERROR, "too many strikes", now)
+
+
+def advertised_address(advertise: str, port: int) -> str:
+    """Return "host:port" that others dial; `port` is the bound one, for an `advertise` without.
+
+    Raises:
+        ConfigError: `advertise` is neither "host" nor "host:port", or nobody could dial it.
+    """
+    if advertise.count(":") > 1 and not advertise.startswith("["):
+        advertise = f"[{advertise}]"
+    if advertise.endswith("]") or ":" not in advertise:
+        advertise = f"{advertise}:{port}"
+    host, given = parse_address(advertise)
+    if host in ("", "0.0.0.0", "::") or "[" in host or " " in host:  # noqa: S104 - refused here
+        raise ConfigError(
+            f"advertise={advertise!r} is not an address that others can dial: give this host's "
+            "own, like 10.0.0.5 or 10.0.0.5:7946"
+        )
+    return _join_address(host, given or port)
 
 
 def _wall_ms() -> int:

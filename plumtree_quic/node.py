@@ -22,7 +22,7 @@ import attrs
 
 from plumtree_quic import wire
 from plumtree_quic.config import PlumtreeConfig
-from plumtree_quic.driver import Driver
+from plumtree_quic.driver import Driver, advertised_address
 from plumtree_quic.errors import (
     ConfigError,
     IdentityConflict,
@@ -201,7 +201,10 @@ class Delegate:
         """A message that `sender` sent to this node alone (`Node.send`)."""
 
     def on_request(self, sender: NodeId, payload: bytes) -> bytes:
-        """A request (`Node.request`); what is returned is the reply."""
+        """A request (`Node.request`); what is returned is the reply.
+
+        Without an override, or after an exception, there is no reply and the other side times out.
+        """
         raise NotImplementedError
 
     def validate(self, message: Message) -> bool:
@@ -220,7 +223,7 @@ class Subscription:
         self._node = node
         self._buffer = buffer
         self._queue: deque[Message] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._overflowed = False
         self._closed = False
         self.topic = topic
@@ -260,8 +263,13 @@ class Subscription:
                 )
             if self._closed:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
         return self._queue.popleft()
 
     def _put(self, message: Message) -> None:
@@ -277,13 +285,14 @@ class Subscription:
             )
         else:
             self._queue.append(message)
-        if self._waiter is not None:
+        if self._waiters:
             self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-        self._waiter = None
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
 
 
 class Node:
@@ -321,8 +330,12 @@ class Node:
                 "advertise='<address of this host>' (PLUMTREE_ADVERTISE_ADDR) or listen on one "
                 "address"
             )
+        if advertise is not None:
+            advertised_address(advertise, self._listen[1])
         self._advertise = advertise
         self._delegate = delegate
+        self._answers = _overrides(delegate, "on_request")
+        self._hears = _overrides(delegate, "on_deliver")
         self._state_dir = Path(state_dir) if state_dir is not None else None
         self._driver: Driver | None = None
         self._subscriptions: list[Subscription] = []
@@ -332,6 +345,7 @@ class Node:
         self._state = "new"
         self._conflict: IdentityConflict | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
         self._direct_seq = 0
         self._requests: dict[tuple[NodeId, int], asyncio.Future[bytes]] = {}
         self._delegate_errors = 0
@@ -384,8 +398,11 @@ class Node:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.leave()
-        await self.shutdown()
+        try:
+            if self._conflict is None:
+                await self.leave()
+        finally:
+            await self.shutdown()
 
     async def start(self) -> None:
         """Bind, and begin to answer. Returns when others can dial us.
@@ -404,7 +421,7 @@ class Node:
             advertise=self._advertise,
             sink=self,
             epoch=self._new_epoch(),
-            judge=self._validate if self._validates() else None,
+            judge=self._validate if _overrides(self._delegate, "validate") else None,
         )
         driver.start()
         self._driver = driver
@@ -420,12 +437,7 @@ class Node:
             path = self._state_dir / "epoch"
             if path.exists():
                 epoch = max(epoch, int(path.read_text(encoding="ascii")) + 1)
-            partial = path.with_suffix(".new")
-            with partial.open("w", encoding="ascii") as file:
-                file.write(str(epoch))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            _write_number(path, epoch)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"state_dir {str(self._state_dir)!r} cannot be used: {error}; "
@@ -444,6 +456,8 @@ class Node:
             ConfigError: a seed is not "host:port".
         """
         driver = self._running()
+        if isinstance(seeds, str):
+            raise ConfigError(f"seeds={seeds!r} is one string: give a list, [{seeds!r}]")
         for seed in seeds:
             parse_address(seed)
         others = [seed for seed in dict.fromkeys(seeds) if seed != driver.address]
@@ -453,9 +467,9 @@ class Node:
         try:
             async with asyncio.timeout(timeout):
                 while not driver.core.seeds_reached(others):
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._peer_waiters.append(waiter)
-                    await waiter
+                    if driver.own_seeds.issuperset(others):
+                        return 0
+                    await self._wait(self._peer_waiters)
                     self._running()
         except TimeoutError:
             why = f" (last: {driver.last_seed_error})" if driver.last_seed_error else ""
@@ -477,9 +491,7 @@ class Node:
         try:
             async with asyncio.timeout(timeout):
                 while self.peer_count() < count:
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._peer_waiters.append(waiter)
-                    await waiter
+                    await self._wait(self._peer_waiters)
                     driver = self._running()
         except TimeoutError:
             raise TimeoutError(
@@ -489,38 +501,54 @@ class Node:
 
     async def drain(self) -> None:
         """Refuse new broadcasts and wait until those accepted are with our peers."""
-        if self._state not in ("running", "draining"):
+        if not self._is_live():
             return
         self._state = "draining"
         await self._running().idle(self.config.shutdown_timeout / 2)
 
+    def _is_live(self) -> bool:
+        return self._state in ("running", "draining") and self._conflict is None
+
     async def leave(self) -> None:
         """Drain and tell the cluster that we go; others see `left`, not `failed`."""
-        if self._state not in ("running", "draining"):
+        if not self._is_live():
             return
         await self.drain()
+        if not self._is_live():
+            return  # shut down meanwhile
         driver = self._running()
         driver.leave()
         await driver.idle(self.config.shutdown_timeout / 4)
 
     async def shutdown(self) -> None:
-        """Close now. What had not been sent is logged."""
-        if self._state in ("closed", "new"):
+        """Close now, within a second. What had not been sent is logged.
+
+        Subscriptions and `events` end when what they hold is read; whoever else waits gets
+        NodeClosed. Calling it again waits for the first call's end.
+        """
+        if self._state == "new":
             self._state = "closed"
+            return
+        if self._state == "closed":
+            if self._driver is not None:
+                await self._closed.wait()
             return
         driver, self._state = self._driver, "closed"
         assert driver is not None
         unsent = driver.unsent()
         if unsent:
             logger.warning("shut down with %d bytes unsent", unsent, extra={"event": "node.unsent"})
-        await driver.close(min(1.0, self.config.shutdown_timeout))
-        for subscription in tuple(self._subscriptions):
-            subscription.close()
-        self._wake(self._peer_waiters)
-        self._wake(self._event_waiters)
-        for request in self._requests.values():
-            if not request.done():
-                request.set_exception(NodeClosed("the node was shut down"))
+        try:
+            await driver.close(min(1.0, self.config.shutdown_timeout))
+        finally:
+            for subscription in tuple(self._subscriptions):
+                subscription.close()
+            self._wake(self._peer_waiters)
+            self._wake(self._event_waiters)
+            for request in self._requests.values():
+                if not request.done():
+                    request.set_exception(NodeClosed("the node was shut down"))
+            self._closed.set()
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -585,8 +613,10 @@ class Node:
     async def send(self, node_id: NodeId | str, payload: bytes) -> None:
         """Send `payload` to one member (`Delegate.on_direct` there); at most once, in order.
 
+        Suspends while the link has no room for it.
+
         Raises:
-            LinkError: no link to it came up within 10 s.
+            LinkError: no link to it came up within 10 s, or it went down before the payload left.
             MessageTooLarge, NodeClosed: as for `broadcast`.
         """
         await self._send_direct(NodeId.parse(node_id), DirectKind.MESSAGE, payload)
@@ -623,11 +653,14 @@ class Node:
             raise LocalProtocolError("a node does not send to itself")
         if not driver.linked(target):
             await self._link_to(driver, target)
+        await driver.wait_direct(target)
+        self._running()
         self._direct_seq += 1
         seq = self._direct_seq
+        if not driver.send_direct(target, Direct(kind, seq, bytes(payload))):
+            raise LinkError(f"the link to {target} went down before the message was sent")
         if kind is DirectKind.REQUEST:
             self._requests[target, seq] = asyncio.get_running_loop().create_future()
-        driver.send_direct(target, Direct(kind, seq, bytes(payload)))
         return seq
 
     async def _link_to(self, driver: Driver, target: NodeId) -> None:
@@ -636,9 +669,7 @@ class Node:
         try:
             async with asyncio.timeout(10.0):
                 while not driver.linked(target):
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._peer_waiters.append(waiter)
-                    await waiter
+                    await self._wait(self._peer_waiters)
                     self._running()
         except TimeoutError:
             raise LinkError(f"no link to {target} came up within 10 s")
@@ -735,7 +766,10 @@ class Node:
         return Health(HealthStatus.HEALTHY, ())
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start; plain integers, cheap to read."""
+        """Counters since the start; plain integers, cheap to read.
+
+        Those of failure detection begin with swim_, those of the UDP endpoint with net_.
+        """
         driver = self._running()
         return {
             **attrs.asdict(driver.counters),
@@ -746,20 +780,24 @@ class Node:
             "links": len(driver.core.peers()),
             "members_alive": driver.core.table.alive_count(),
             "parked_expired": driver.core.parked_expired,
+            **{f"swim_{name}": count for name, count in driver.core.swim_counters().items()},
+            **{f"net_{name}": count for name, count in driver.net_counters().items()},
         }
 
     async def events(self) -> AsyncIterator[ClusterEvent]:
-        """What happens from now on: membership, tree, security. Keeps the newest 1,024 unread."""
+        """What happens from the first step of the iteration on: membership, tree, security.
+
+        Keeps the newest 1,024 unread; ends when the node is shut down and they are read.
+        """
         self._running()
         queue: deque[ClusterEvent] = deque(maxlen=EVENTS_MAX)
         self._events.append(queue)
         try:
-            while self._state != "closed":
+            while queue or self._state != "closed":
                 while queue:
                     yield queue.popleft()
-                waiter = asyncio.get_running_loop().create_future()
-                self._event_waiters.append(waiter)
-                await waiter
+                if self._state != "closed":
+                    await self._wait(self._event_waiters)
         finally:
             self._events.remove(queue)
 
@@ -767,11 +805,12 @@ class Node:
 
     def deliver(self, bundle: Bundle, hop: int) -> None:
         """Sink: open a bundle and hand its messages over. Raises WireError when it is malformed."""
-        driver = self._running()
+        driver = self._driver
+        if driver is None or not self._is_live():
+            return
         origin = driver.core.node_id_of(bundle.origin)
         assert origin is not None  # the core parks bundles of unknown origins
-        delegate = self._delegate
-        if not self._subscriptions and delegate is None:
+        if not self._subscriptions and not self._hears:
             self._delivered += bundle.count
             return
         at = time.monotonic()
@@ -787,12 +826,14 @@ class Node:
             for subscription in tuple(self._subscriptions):
                 if subscription.topic is None or subscription.topic == topic:
                     subscription._put(message)
-            if delegate is not None:
+            if self._hears:
                 self._call("on_deliver", message)
 
     def fact(self, effect: Effect) -> None:
         """Sink: tell delegates, events and waiters."""
-        driver = self._running()
+        driver = self._driver
+        if driver is None:
+            return  # of our own start: nobody can wait yet
         match effect:
             case MemberJoined(record):
                 self._tell("on_member_joined", record.node_id)
@@ -822,7 +863,9 @@ class Node:
 
     def direct(self, peer: NodeId, message: Direct) -> None:
         """Sink: a direct message, a request or a reply."""
-        driver = self._running()
+        driver = self._driver
+        if driver is None or not self._is_live():
+            return
         if message.kind is DirectKind.REPLY:
             waiting = self._requests.get((peer, message.seq))
             if waiting is not None and not waiting.done():
@@ -833,12 +876,14 @@ class Node:
         if message.kind is DirectKind.MESSAGE:
             self._call("on_direct", peer, message.payload)
             return
+        if not self._answers:
+            return
         reply = self._call("on_request", peer, message.payload)
         if isinstance(reply, bytes) and len(reply) <= self.config.max_message_size:
             driver.send_direct(peer, Direct(DirectKind.REPLY, message.seq, reply))
 
     def link_up(self) -> None:
-        """Sink: somebody may wait for a link."""
+        """Sink: somebody may wait for a link, or for an answer to join."""
         self._wake(self._peer_waiters)
 
     def security_event(self, kind: str, fields: dict[str, object]) -> None:
@@ -850,9 +895,22 @@ class Node:
             ClusterEvent("on_security_event", None, time.monotonic(), dict(fields, kind=kind))
         )
 
+    def epoch_raised(self, epoch: int) -> None:
+        """Sink: keep the epoch, so that the next start is later than this one."""
+        if self._state_dir is None:
+            return
+        try:
+            _write_number(self._state_dir / "epoch", epoch)
+        except OSError as error:
+            logger.warning(
+                "the start epoch could not be kept in state_dir: %s",
+                error,
+                extra={"event": "node.epoch_not_kept"},
+            )
+
     def superseded(self, epoch: int) -> None:
         """Sink: a later start of our identity lives; this node stops."""
-        if self._conflict is not None:
+        if self._conflict is not None or self._state == "closed":
             return
         self._conflict = IdentityConflict(
             f"another process runs as {self.id} and started later (epoch {epoch}); this one "
@@ -879,11 +937,10 @@ class Node:
             raise NodeClosed("the node is draining and takes no more broadcasts")
         return self._running()
 
-    def _validates(self) -> bool:
-        return self._delegate is not None and type(self._delegate).validate is not Delegate.validate
-
     def _validate(self, bundle: Bundle) -> bool:
-        origin = self._running().core.node_id_of(bundle.origin)
+        driver = self._driver
+        assert driver is not None
+        origin = driver.core.node_id_of(bundle.origin)
         assert origin is not None  # judged only once its record is known
         at = time.monotonic()
         try:
@@ -929,11 +986,35 @@ class Node:
         return len(times)
 
     @staticmethod
+    async def _wait(waiters: list[asyncio.Future[None]]) -> None:
+        """Wait to be woken; leave nothing behind when cancelled."""
+        waiter = asyncio.get_running_loop().create_future()
+        waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
+
+    @staticmethod
     def _wake(waiters: list[asyncio.Future[None]]) -> None:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
         waiters.clear()
+
+
+def _overrides(delegate: Delegate | None, name: str) -> bool:
+    return delegate is not None and getattr(type(delegate), name) is not getattr(Delegate, name)
+
+
+def _write_number(path: Path, number: int) -> None:
+    partial = path.with_suffix(".new")
+    with partial.open("w", encoding="ascii") as file:
+        file.write(str(number))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _check_topic(topic: str) -> None:

@@ -144,6 +144,10 @@ class Core:
         self._seeds.failed(address, now)
         return []
 
+    def seed_answered(self, address: str, now: float) -> None:
+        """A seed greeted us on a link that is not the one that stays."""
+        self._seeds.answered(address, now)
+
     def link_up(
         self, peer: NodeId, hello: Hello, now: float, dialled: str | None = None
     ) -> list[Effect]:
@@ -267,6 +271,10 @@ class Core:
     def broadcasts(self) -> Plumtree:
         """The broadcast half, for its counters and queries alone."""
         return self._plumtree
+
+    def swim_counters(self) -> dict[str, int]:
+        """What failure detection has counted since the start, by name."""
+        return attrs.asdict(self._swim.counters)
 
     def node_id_of(self, key: MemberKey) -> NodeId | None:
         """Who `key` stands for, when we know."""
