@@ -365,16 +365,11 @@ async def plain_over_udp(keys, packet_bytes, frames, frame_bytes):
                 with contextlib.suppress(AttributeError):
                     transport.sendto = counted
             _, writer = await client.create_stream(is_unidirectional=True)
-            writer.write(b"")
-            task = None
-            warm = max(1, int(frames * WARM_SHARE))
+            # An empty frame opens the stream at the other end.
             writer.write(b"\0\0")
             sent += 2
-            reader = await reading
-            if not small:
-                task = asyncio.create_task(receive(reader))
-            else:
-                task = asyncio.create_task(receive(reader))
+            task = asyncio.create_task(receive(await reading))
+            warm = max(1, int(frames * WARM_SHARE))
             await send(writer, warm)
             before, clock = packets, Clock()
             await send(writer, frames)

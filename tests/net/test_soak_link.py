@@ -14,6 +14,7 @@ from plumtree_quic.messages import Lane
 LANES = (Lane.GOSSIP, Lane.SYNC, Lane.DIRECT)
 ROUND_BYTES = 1 << 20
 ROUNDS = 16
+ARGUMENTS = ("--mib", "0.5", "--frames", "500", "--repeat", "1", "--packet", "1452")
 
 
 def held(side):
@@ -70,8 +71,7 @@ def test_both_directions_full_every_lane_in_order_and_memory_flat():
 def test_the_benchmark_gives_its_figures_for_ours_and_for_plain_aioquic():
     # In a process of its own: aioquic's stream writers are never closed, and warn of it.
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.link", "--json", "--mib", "0.5", "--frames", "500"]
-        + ["--repeat", "1", "--packet", "1452"],
+        [sys.executable, "-m", "benchmarks.link", "--json", *ARGUMENTS],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
