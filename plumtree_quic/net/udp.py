@@ -30,6 +30,9 @@ _ANCILLARY_BYTES = 64
 UDP_SEGMENT, UDP_GRO = 103, 104
 SEGMENTS_MAX = 64
 SEGMENTED_BYTES_MAX = 65_000
+# What the kernel says when it cannot cut a run for this path: no checksums by the device, or a
+# path whose packets are smaller.
+_NO_SEGMENTS = (errno.EINVAL, errno.EIO, errno.EMSGSIZE)
 # The latter are for what cannot be an address at all.
 _UNSENDABLE = (OSError, ValueError, TypeError, OverflowError)
 
@@ -50,7 +53,7 @@ class UdpSocket:
         self.dropped = 0
         # Linux cuts and joins runs of datagrams in one system call (udp(7)); elsewhere, or where
         # the path refuses, each is a call of its own.
-        self._segments = sys.platform == "linux"
+        self._segments = _cuts_segments(bound)
         if self._segments:
             with contextlib.suppress(OSError):
                 bound.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
@@ -107,9 +110,9 @@ class UdpSocket:
         if self._unsent:
             self._keep(datagrams)
             return
-        number, count = 0, len(datagrams)
+        number, count, singly_to = 0, len(datagrams), 0
         while number < count:
-            run = self._run_from(datagrams, number)
+            run = self._run_from(datagrams, number) if number >= singly_to else 1
             try:
                 if run > 1:
                     self._send_run(datagrams, number, run)
@@ -119,13 +122,13 @@ class UdpSocket:
                 self._keep(datagrams[number:])
                 self._loop.add_writer(self._socket.fileno(), self._on_writable)
                 return
-            except _UNSENDABLE:
-                if run > 1:
-                    # A path that takes no segments of this size: one by one from now on.
-                    self._segments = False
+            except _UNSENDABLE as error:
+                if run > 1 and isinstance(error, OSError) and error.errno in _NO_SEGMENTS:
+                    # This run alone: no peer's path or address may slow down the others.
+                    singly_to = number + run
                     continue
                 # Unreachable, refused, too long for the path: to QUIC it is a lost packet.
-                self.dropped += 1
+                self.dropped += run
             number += run
 
     def _run_from(self, datagrams: list[tuple[bytes, Address]], number: int) -> int:
@@ -196,7 +199,7 @@ class UdpSocket:
             size = len(data)
             if ancillary:
                 # The kernel joined datagrams of one sender; this is the size of each.
-                size = int.from_bytes(ancillary[0][2][:2], sys.byteorder) or size
+                size = int.from_bytes(ancillary[0][2], sys.byteorder) or size
             if size >= len(data):
                 received.append((data, address))
             else:
@@ -240,6 +243,17 @@ def numeric_address(text: str) -> Address | None:
     except (ConfigError, ValueError):
         return None
     return (host, port) if port and is_ipv6 == text.startswith("[") else None
+
+
+def _cuts_segments(bound: socket.socket) -> bool:
+    """Whether the kernel knows UDP_SEGMENT (Linux since 4.18)."""
+    if sys.platform != "linux":
+        return False
+    try:
+        bound.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
+    except OSError:
+        return False
+    return True
 
 
 def _canonical(name: tuple[str, int, int, int] | tuple[str, int]) -> Address:

@@ -1,6 +1,7 @@
 """The socket when the kernel says no: errors, a full buffer, systems that grant less."""
 
 import asyncio
+import errno
 import socket
 
 import pytest
@@ -167,3 +168,77 @@ def test_a_port_of_any_length_is_refused_as_what_it_is(digits):
 def test_zeros_before_a_port_are_no_port():
     with pytest.raises(ConfigError):
         parse_address("h:000001")
+
+
+# --- runs of datagrams in one system call ---------------------------------------------------------
+
+
+class Offloading(Kernel):
+    """Refuses a run with an error number, and notes how each datagram left."""
+
+    def __init__(self, real):
+        super().__init__(real)
+        self.refuse = None
+        self.calls = []
+
+    def sendto(self, data, address):
+        self.calls.append(1)
+        return super().sendto(data, address)
+
+    def sendmsg(self, buffers, *arguments):
+        if self.refuse is not None:
+            raise OSError(self.refuse, "refused")
+        self.calls.append(len(buffers))
+        return super().sendmsg(buffers, *arguments)
+
+
+@pytest.fixture
+async def offloading(bind):
+    one, _, kernel = bind()
+    one._socket = Offloading(kernel._real)
+    one._segments = True
+    return one
+
+
+RUN = [(bytes(1_200), TO)] * 4
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.EMSGSIZE])
+async def test_a_run_that_the_path_does_not_take_leaves_one_by_one_and_the_next_is_tried(
+    offloading, number
+):
+    offloading._socket.refuse = number
+    offloading.send(RUN)
+    assert offloading._socket.calls == [1, 1, 1, 1]
+    offloading._socket.refuse = None
+    offloading.send(RUN)
+    assert offloading._socket.calls == [1, 1, 1, 1, 4]
+    assert offloading.dropped == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EACCES, errno.EPERM])
+async def test_a_route_that_fails_costs_its_own_datagrams_and_no_other_link_its_speed(
+    offloading, number
+):
+    offloading._socket.refuse = number
+    offloading.send(RUN)
+    assert (offloading._socket.calls, offloading.dropped) == ([], 4)
+    offloading._socket.refuse = None
+    offloading.send(RUN)
+    assert offloading._socket.calls == [4]
+
+
+async def test_an_address_of_the_other_family_costs_no_other_link_its_speed():
+    """Any member may write one into its record."""
+    one = UdpSocket.bind("127.0.0.1", 0, lambda _: None)
+    before = one._segments
+    one.send([(bytes(1_200), ("2001:db8::1", 7946))] * 2)
+    assert (one._segments, one.dropped) == (before, 2)
+    one.close()
+
+
+async def test_the_order_is_kept_when_a_run_leaves_one_by_one(offloading):
+    offloading._socket.refuse = errno.EIO
+    datagrams = [(bytes([number]) * 100, TO) for number in range(6)]
+    offloading.send(datagrams)
+    assert offloading._socket.sent == [data for data, _ in datagrams]
