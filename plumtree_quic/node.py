@@ -432,15 +432,15 @@ class Node:
         epoch = time.time_ns() // 1_000_000
         if self._state_dir is None:
             return epoch
+        path = self._state_dir / "epoch"
         try:
             self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._state_dir / "epoch"
             if path.exists():
-                epoch = max(epoch, int(path.read_text(encoding="ascii")) + 1)
+                epoch = max(epoch, _read_number(path) + 1)
             _write_number(path, epoch)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise ConfigError(
-                f"state_dir {str(self._state_dir)!r} cannot be used: {error}; "
+                f"state_dir {str(self._state_dir)!r} cannot be used: {error.strerror}; "
                 "give a directory that this process may write"
             )
         return epoch
@@ -1006,6 +1006,17 @@ class Node:
 
 def _overrides(delegate: Delegate | None, name: str) -> bool:
     return delegate is not None and getattr(type(delegate), name) is not getattr(Delegate, name)
+
+
+def _read_number(path: Path) -> int:
+    text = path.read_bytes().strip()
+    # Milliseconds since 1970 need 13 digits; 15 last for 30,000 years and fit the wire.
+    if not text.isdigit() or len(text) > 15:
+        raise ConfigError(
+            f"{path} is damaged: it must hold the time of the last start, in milliseconds; "
+            "remove it when this machine's clock is right"
+        )
+    return int(text)
 
 
 def _write_number(path: Path, number: int) -> None:

@@ -8,6 +8,7 @@ answered by one object with ``ok``, but ``subscribe``, which goes on with one ob
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import os
@@ -186,7 +187,7 @@ def ask(path: Path, request: dict[str, Any], *, timeout_s: float = 30.0) -> dict
         PlumtreeError: the node refused the request; the message is the node's.
     """
     with _connect(path, timeout_s) as connection:
-        connection.sendall(json.dumps(request).encode() + b"\n")
+        _send(connection, request)
         with connection.makefile("rb") as lines:
             return _checked(_read(lines.readline, path))
 
@@ -194,7 +195,7 @@ def ask(path: Path, request: dict[str, Any], *, timeout_s: float = 30.0) -> dict
 def stream(path: Path, topic: str | None) -> Iterator[dict[str, Any]]:
     """Yield messages that a running node delivers, until it goes away."""
     with _connect(path, None) as connection:
-        connection.sendall(json.dumps({"op": "subscribe", "topic": topic}).encode() + b"\n")
+        _send(connection, {"op": "subscribe", "topic": topic})
         with connection.makefile("rb") as lines:
             _checked(_read(lines.readline, path))
             for line in lines:
@@ -245,6 +246,12 @@ def _connect(path: Path, timeout_s: float | None) -> socket.socket:
             "--state-dir"
         )
     return connection
+
+
+def _send(connection: socket.socket, request: dict[str, Any]) -> None:
+    # A node that ends the connection early may have said why: what it answered tells, not this.
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(json.dumps(request).encode() + b"\n")
 
 
 def _read(readline: Any, path: Path) -> dict[str, Any]:

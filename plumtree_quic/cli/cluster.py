@@ -386,6 +386,8 @@ def cluster(
             f"--publishers {publishers} of --nodes {nodes} with --kill {kill}: publishers are "
             "never killed, so at most nodes - kill can publish"
         )
+    if restart and not kill:
+        raise ConfigError("--restart starts killed nodes again: say how many with --kill K")
     if kill and nodes - kill < 2:
         raise ConfigError(f"--kill {kill} of --nodes {nodes}: at least two nodes must stay")
     run = Run(

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from plumtree_quic.admin.control import ask, socket_path, stream
+from plumtree_quic.errors import MessageTooLarge
+from plumtree_quic.wire import PAYLOAD_BYTES_MAX
 
 __all__ = ["drain", "leave", "publish", "status", "subscribe"]
 
@@ -28,7 +30,16 @@ _state_dir = click.option(
 @click.argument("message", required=False)
 def publish(state_dir: str, topic: str, message: str | None) -> None:
     """Broadcast MESSAGE, or all of standard input when it is missing or '-'."""
-    payload = sys.stdin.buffer.read() if message in (None, "-") else message.encode()
+    if message is None or message == "-":
+        # One byte more than ever fits, so that an endless input is refused and not collected.
+        payload = sys.stdin.buffer.read(PAYLOAD_BYTES_MAX + 1)
+    else:
+        payload = message.encode("utf-8", "surrogateescape")
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise MessageTooLarge(
+            f"the message is longer than {PAYLOAD_BYTES_MAX:,} bytes, the most that one can have; "
+            "split it"
+        )
     answer = ask(
         socket_path(state_dir),
         {"op": "publish", "topic": topic, "payload": base64.b64encode(payload).decode()},

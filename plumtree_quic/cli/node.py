@@ -13,6 +13,7 @@ import click
 
 from plumtree_quic.admin.control import ControlServer
 from plumtree_quic.errors import ConfigError, JoinError, PlumtreeError
+from plumtree_quic.net.udp import parse_address
 from plumtree_quic.node import Delegate, Message, Node, Subscription
 
 __all__ = ["node"]
@@ -29,6 +30,9 @@ _VARIABLES = {
     "preset": "PLUMTREE_PRESET",
     "state_dir": "PLUMTREE_STATE_DIR",
 }
+# A dial is given up after 5 s; by then there is a reason to tell. Then patience, up to the seeds'
+# own longest pause.
+_JOIN_TIMEOUTS_S = (6.0, 30.0, 300.0)
 
 
 @click.command()
@@ -74,6 +78,12 @@ def node(
         if not separator:
             raise ConfigError(f"--set {field!r}: expected FIELD=VALUE, e.g. ihave_interval=50ms")
         env["PLUMTREE_" + name.strip().upper().replace(".", "__")] = value
+    for flag in ("cert", "key", "ca"):
+        if not env.get(_VARIABLES[flag]):
+            raise ConfigError(
+                f"--{flag} FILE is missing (or {_VARIABLES[flag]}); for development certificates "
+                "run: plumtree-quic certs NAME"
+            )
     if seeds:
         env["PLUMTREE_SEEDS"] = ",".join(seeds)
     asyncio.run(_run(env, prints=prints, reads=reads or sys.stdin.isatty(), topic=topic))
@@ -95,6 +105,8 @@ class _Narrator(Delegate):
 async def _run(env: dict[str, str], *, prints: bool, reads: bool, topic: str) -> None:
     running = Node.from_env(env, delegate=_Narrator())
     seeds = [each.strip() for each in env.get("PLUMTREE_SEEDS", "").split(",") if each.strip()]
+    for seed in seeds:
+        parse_address(seed)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -148,15 +160,22 @@ async def _stop_when_asked(control: ControlServer, stop: asyncio.Event) -> None:
 
 
 async def _join(running: Node, seeds: list[str]) -> None:
-    try:
-        count = await running.join(seeds)
-    except JoinError as error:
-        _say(f"warning: {error}")
-    except PlumtreeError as error:
-        _say(f"error: {error}")
-    else:
-        if count:
-            _say(f"joined through {count} of {len(seeds)} seeds")
+    """Say what came of the seeds; the node itself tries them for as long as it lives."""
+    patience = iter(_JOIN_TIMEOUTS_S)
+    timeout_s = next(patience)
+    while True:
+        try:
+            count = await running.join(seeds, timeout=timeout_s)
+        except JoinError as error:
+            _say(f"warning: {error}")
+            timeout_s = next(patience, timeout_s)
+        except PlumtreeError as error:
+            _say(f"error: {error}")
+            return
+        else:
+            if count:
+                _say(f"joined through {count} of {len(seeds)} seeds")
+            return
 
 
 async def _print(subscription: Subscription) -> None:

@@ -84,7 +84,7 @@ class QuicConfig:
             one CA replaces another.
         key_password: of an encrypted key.
         trust_domain: None takes that of the certificate.
-        cluster: 1 to 64 bytes; nodes of different cluster names never link.
+        cluster: 1 to 64 bytes, printable; nodes of different cluster names never link.
 
     Raises:
         CredentialsError: a file is missing, unreadable or wrong; names the file and the fix.
@@ -223,6 +223,9 @@ def _refuse_optimized() -> None:
 def _check_cluster(cluster: str) -> None:
     if not 1 <= len(cluster.encode("utf-8", "replace")) <= CLUSTER_BYTES_MAX:
         raise ConfigError(f"cluster is {cluster!r}; allowed are 1 to {CLUSTER_BYTES_MAX} bytes")
+    # What no peer's decoder would take must not even start.
+    if not cluster.isprintable():
+        raise ConfigError(f"cluster is {cluster!r}; allowed are printable characters only")
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -135,3 +135,12 @@ async def test_no_node_behind_the_socket_says_how_to_start_one(tmp_path):
 def test_a_path_too_long_for_a_unix_socket_is_named():
     with pytest.raises(ConfigError, match="shorter"):
         socket_path("/" + "x" * 120)
+
+
+async def test_a_request_that_is_too_long_is_told_as_one_error(running):
+    _node, _control, directory = running
+    with pytest.raises(LinkError, match="closed the connection"):
+        await asyncio.to_thread(
+            ask, socket_path(directory), {"op": "publish", "payload": "x" * 8_000_000}
+        )
+    await asyncio.to_thread(ask, socket_path(directory), {"op": "status"})

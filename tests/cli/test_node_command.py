@@ -220,11 +220,44 @@ def test_a_message_too_large_says_the_limit(files):
         assert "max_message_size" in text
 
 
-def test_a_wrong_seed_is_named_and_the_node_stays_up(files):
+def test_a_seed_that_is_no_address_is_named_before_the_node_starts(files):
+    text = refused("node", "--listen", "127.0.0.1:0", "--seed", "10.0.0.5", *identity(files, "a"))
+    assert "'10.0.0.5' is not host:port" in text
+    assert "listens" not in text
+
+
+def test_a_seed_that_does_not_resolve_is_told_within_seconds_and_the_node_stays_up(files):
     with terminal(
-        "node", "--listen", "127.0.0.1:0", "--seed", "127.0.0.1", *identity(files, "a")
+        "node", "--listen", "127.0.0.1:0", "--seed", "nobody.invalid:7946", *identity(files, "a")
     ) as a:
-        a.until("host:port")
+        a.until("none of 1 seeds answered within 6 s: nobody.invalid:7946")
+        assert a.process.poll() is None
+
+
+def test_a_damaged_epoch_file_is_named(files):
+    (files / "state").mkdir()
+    for content in (b"garbage", b"\xff", b"", b"9" * 30, b"-1"):
+        (files / "state" / "epoch").write_bytes(content)
+        text = refused(
+            "node", "--listen", "127.0.0.1:0", "--state-dir", str(files / "state"),
+            *identity(files, "a"),
+        )  # fmt: skip
+        assert "epoch" in text
+        assert "remove it" in text
+
+
+def test_a_message_from_a_pipe_that_never_ends_is_refused(files):
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--state-dir", str(files / "s"), *identity(files, "a")
+    ) as a:
+        address_of(a)
+        with open("/dev/zero", "rb") as endless:
+            done = subprocess.run(
+                [*PROGRAM, "publish", "--state-dir", str(files / "s")],
+                stdin=endless, capture_output=True, text=True, timeout=30, check=False,
+            )  # fmt: skip
+        assert done.returncode == 1
+        assert "65,536" in done.stderr
 
 
 def test_no_node_behind_the_socket(files):

@@ -441,6 +441,12 @@ def test_the_trust_domain_may_be_said(pki):
     assert from_pem(pki.node("a"), pki, trust_domain="test").trust_domain == "test"
 
 
+@pytest.mark.parametrize("cluster", ["a\tb", "a\n", "\u202eabc", "\udcff"])
+def test_a_cluster_name_that_no_peer_could_read_is_refused(pki, cluster):
+    with pytest.raises(ConfigError, match="printable"):
+        from_pem(pki.node("a"), pki, cluster=cluster)
+
+
 @pytest.mark.parametrize("cluster", ["", "x" * 65, "é" * 33])
 def test_a_cluster_name_has_1_to_64_bytes(pki, cluster):
     with pytest.raises(ConfigError, match="1 to 64 bytes"):
