@@ -8,7 +8,7 @@ from plumtree_quic import Delegate, wire
 from plumtree_quic.net import udp
 from plumtree_quic.net.endpoint import Endpoint
 from plumtree_quic.net.engine import AioquicEngine
-from tests.node.test_node import cluster, collect, node, pki  # noqa: F401
+from tests.node.test_node import cluster, collect, node
 
 
 def counted(monkeypatch, owner, name, calls, key=None):
@@ -29,7 +29,7 @@ async def delivered(nodes, count):
                 await asyncio.sleep(0.005)
 
 
-async def test_each_bundle_is_built_once_however_many_nodes_get_it(pki, monkeypatch):  # noqa: F811
+async def test_each_bundle_is_built_once_however_many_nodes_get_it(pki, monkeypatch):
     calls = Counter()
     async with cluster(pki, "abcde") as nodes:
         counted(monkeypatch, wire, "build_bundle", calls)
@@ -41,7 +41,7 @@ async def test_each_bundle_is_built_once_however_many_nodes_get_it(pki, monkeypa
         assert [each.stats()["bundles_built"] for each in nodes[1:]] == [0, 0, 0, 0]
 
 
-async def test_a_relay_opens_nothing_when_nobody_listens(pki, monkeypatch):  # noqa: F811
+async def test_a_relay_opens_nothing_when_nobody_listens(pki, monkeypatch):
     calls = Counter()
     # A delegate that does not hear messages needs none either.
     async with cluster(pki, "abcde", delegates={"c": Delegate()}) as nodes:
@@ -52,7 +52,7 @@ async def test_a_relay_opens_nothing_when_nobody_listens(pki, monkeypatch):  # n
         assert not calls
 
 
-async def test_a_bundle_is_opened_once_for_all_listeners_of_a_node(pki, monkeypatch):  # noqa: F811
+async def test_a_bundle_is_opened_once_for_all_listeners_of_a_node(pki, monkeypatch):
     calls = Counter()
     async with cluster(pki, "ab") as (a, b):
         subscriptions = [b.subscribe() for _ in range(3)]
@@ -64,7 +64,7 @@ async def test_a_bundle_is_opened_once_for_all_listeners_of_a_node(pki, monkeypa
         assert calls["open_bundle"] == b.stats()["bundles_delivered"]
 
 
-async def test_a_message_costs_no_task_and_no_timer(pki, monkeypatch):  # noqa: F811
+async def test_a_message_costs_no_task_and_no_timer(pki, monkeypatch):
     calls = Counter()
     async with cluster(pki, "abc") as nodes:
         # The tree's first bundle waits for its prunes; what follows is the steady state.
@@ -85,7 +85,7 @@ async def test_a_message_costs_no_task_and_no_timer(pki, monkeypatch):  # noqa: 
         assert turns < 1_000
 
 
-async def test_a_turn_transmits_once_and_asks_each_touched_link_once(pki, monkeypatch):  # noqa: F811
+async def test_a_turn_transmits_once_and_asks_each_touched_link_once(pki, monkeypatch):
     calls, turn, sent = Counter(), [0], Counter()
     async with cluster(pki, "abcd") as nodes:
         driver = nodes[0]._driver
@@ -117,7 +117,7 @@ async def test_a_turn_transmits_once_and_asks_each_touched_link_once(pki, monkey
         assert sum(touched) <= 1.2 * len(touched)
 
 
-async def test_many_broadcasts_of_one_iteration_are_one_turn(pki):  # noqa: F811
+async def test_many_broadcasts_of_one_iteration_are_one_turn(pki):
     async with cluster(pki, "ab") as (a, b):
         await a.broadcast(b"first")
         await delivered([b], 1)
@@ -128,7 +128,7 @@ async def test_many_broadcasts_of_one_iteration_are_one_turn(pki):  # noqa: F811
         assert a.stats()["bundles_built"] == before + 1
 
 
-async def test_the_socket_is_drained_before_the_core_is_asked(pki, monkeypatch):  # noqa: F811
+async def test_the_socket_is_drained_before_the_core_is_asked(pki, monkeypatch):
     order = []
     async with node(pki, "a") as a:
         driver = a._driver
