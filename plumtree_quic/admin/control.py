@@ -31,6 +31,9 @@ SOCKET_NAME = "admin.sock"
 _PATH_BYTES_MAX = 107
 # 64 KiB of payload in base64, and room for the rest.
 _LINE_BYTES_MAX = 128 * 1024
+# A reader of the socket that falls further behind is told so and ended. A guess: at the largest
+# message it is 64 MiB.
+_SUBSCRIPTION_MESSAGES_MAX = 1_024
 
 
 def socket_path(state_dir: str | Path) -> Path:
@@ -99,23 +102,25 @@ class ControlServer:
                 logger.warning("admin socket: another user was refused")
                 return
             while line := await reader.readline():
-                await self._answer(line, writer)
+                await self._answer(line, reader, writer)
         except (ConnectionError, ValueError, asyncio.CancelledError):
             pass  # the other side went away, wrote an endless line, or we close
         finally:
             self._sessions.discard(task)
             writer.close()
 
-    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise ValueError("a request is a JSON object")
             if request.get("op") == "subscribe":
-                await self._subscribe(request, writer)
+                await self._subscribe(request, reader, writer)
                 return
             answer = {"ok": True, **await self._run(request)}
-        except (PlumtreeError, ValueError, KeyError, TypeError) as error:
+        except (PlumtreeError, ValueError, TypeError, RecursionError) as error:
             answer = {"ok": False, "error": str(error) or type(error).__name__}
         await _write(writer, answer)
 
@@ -126,9 +131,9 @@ class ControlServer:
                 return status(node)
             case "publish":
                 try:
-                    payload = base64.b64decode(request["payload"], validate=True)
-                except binascii.Error:
-                    raise ValueError("payload is not base64")
+                    payload = base64.b64decode(request.get("payload", "!"), validate=True)
+                except (binascii.Error, TypeError):
+                    raise ValueError("payload is missing or not base64")
                 receipt = await node.broadcast(payload, topic=str(request.get("topic", "")))
                 return {"id": str(receipt.id)}
             case "drain":
@@ -140,12 +145,27 @@ class ControlServer:
             case other:
                 raise ValueError(f"unknown op {other!r}")
 
-    async def _subscribe(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    async def _subscribe(
+        self,
+        request: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         topic = request.get("topic")
-        async with self._node.subscribe(str(topic) if topic is not None else None) as messages:
-            await _write(writer, {"ok": True})
-            async for message in messages:
-                await _write(writer, _message(message))
+        async with self._node.subscribe(
+            str(topic) if topic is not None else None, buffer=_SUBSCRIPTION_MESSAGES_MAX
+        ) as messages:
+            # Nothing more is to be said by the other side: its end is the subscription's, also
+            # when no message ever comes.
+            gone = asyncio.ensure_future(reader.read(1))
+            gone.add_done_callback(lambda _: messages.close())
+            try:
+                await _write(writer, {"ok": True})
+                async for message in messages:
+                    await _write(writer, _message(message))
+            finally:
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
 
 
 def status(node: Node) -> dict[str, Any]:
@@ -193,13 +213,19 @@ def ask(path: Path, request: dict[str, Any], *, timeout_s: float = 30.0) -> dict
 
 
 def stream(path: Path, topic: str | None) -> Iterator[dict[str, Any]]:
-    """Yield messages that a running node delivers, until it goes away."""
+    """Yield messages that a running node delivers, until it goes away.
+
+    Raises:
+        LinkError: no node serves `path`.
+        PlumtreeError: the node ended it, for one because this reader fell behind.
+    """
     with _connect(path, None) as connection:
         _send(connection, {"op": "subscribe", "topic": topic})
         with connection.makefile("rb") as lines:
             _checked(_read(lines.readline, path))
             for line in lines:
-                yield json.loads(line)
+                value = json.loads(line)
+                yield _checked(value) if "ok" in value else value
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -121,7 +121,7 @@ async def _run(env: dict[str, str], *, prints: bool, reads: bool, topic: str) ->
             tasks.append(loop.create_task(_stop_when_asked(control, stop)))
         _say(f"{running.id} listens on {running.address}")
         if prints:
-            tasks.append(loop.create_task(_print(running.subscribe())))
+            tasks.append(loop.create_task(_print(running.subscribe(), stop)))
         if seeds:
             tasks.append(loop.create_task(_join(running, seeds)))
         if reads:
@@ -148,7 +148,7 @@ async def _until_closed(running: Node, stop: asyncio.Event) -> None:
     """End the command when the node stops by itself (another process has our identity)."""
     try:
         async for _ in running.events():
-            running.members()
+            pass
         running.members()
     finally:
         stop.set()
@@ -178,10 +178,19 @@ async def _join(running: Node, seeds: list[str]) -> None:
             return
 
 
-async def _print(subscription: Subscription) -> None:
-    async with subscription:
-        async for message in subscription:
-            print(render(message), flush=True)
+async def _print(subscription: Subscription, stop: asyncio.Event) -> None:
+    """Print until the node ends; when standard output has no reader any more, end the node."""
+    try:
+        async with subscription:
+            async for message in subscription:
+                print(render(message), flush=True)
+    except BrokenPipeError:
+        # What is still buffered must not raise again at exit (Python's "Note on SIGPIPE").
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stop.set()
+    except PlumtreeError as error:
+        _say(f"error: {error}")
+        stop.set()
 
 
 def render(message: Message) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from plumtree_quic import ConfigError, LinkError, Node, PlumtreeConfig, PlumtreeError, QuicConfig
 from plumtree_quic.admin.control import ControlServer, ask, socket_path, stream
+from plumtree_quic.node import Message
 from tests.rigs.pki import Pki
 
 
@@ -120,8 +121,6 @@ async def test_subscribe_streams_messages(running):
     while not node._subscriptions:
         await asyncio.sleep(0.01)
     pki_peer = node._subscriptions[0]
-    from plumtree_quic.node import Message
-
     pki_peer._put(Message(node.id, 1, 1, "t", b"hi", 1, 0.0))
     await asyncio.wait_for(reading, 10)
     assert base64.b64decode(got[0]["payload"]) == b"hi"
@@ -144,3 +143,46 @@ async def test_a_request_that_is_too_long_is_told_as_one_error(running):
             ask, socket_path(directory), {"op": "publish", "payload": "x" * 8_000_000}
         )
     await asyncio.to_thread(ask, socket_path(directory), {"op": "status"})
+
+
+async def test_a_subscriber_that_goes_away_is_forgotten_before_any_message_comes(running):
+    node, _control, directory = running
+    reader, writer = await asyncio.open_unix_connection(str(socket_path(directory)))
+    writer.write(b'{"op": "subscribe"}\n')
+    assert json.loads(await reader.readline()) == {"ok": True}
+    assert len(node._subscriptions) == 1
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while node._subscriptions:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_subscriber_that_falls_behind_is_told_and_ended(running):
+    node, _control, directory = running
+    reader, writer = await asyncio.open_unix_connection(str(socket_path(directory)))
+    writer.write(b'{"op": "subscribe"}\n')
+    await reader.readline()
+    (subscription,) = node._subscriptions
+    while subscription in node._subscriptions:
+        subscription._put(Message(node.id, 1, 1, "t", b"x", 1, 0.0))
+    lines = (await asyncio.wait_for(reader.read(1 << 22), 5)).splitlines()
+    while b"ok" not in lines[-1]:
+        lines = (await asyncio.wait_for(reader.read(1 << 22), 5)).splitlines()
+    assert "behind" in json.loads(lines[-1])["error"]
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"op": "publish"}', b'{"op": "publish", "payload": [1]}', b"[" * 100_000, b"{"]
+)
+async def test_whatever_is_asked_is_answered(running, line):
+    _node, _control, directory = running
+    reader, writer = await asyncio.open_unix_connection(str(socket_path(directory)))
+    writer.write(line + b"\n")
+    answer = json.loads(await reader.readline())
+    assert answer["ok"] is False
+    assert answer["error"]
+    writer.close()
+    await writer.wait_closed()

@@ -262,3 +262,30 @@ def test_a_message_from_a_pipe_that_never_ends_is_refused(files):
 
 def test_no_node_behind_the_socket(files):
     assert "no node answers" in refused("status", "--state-dir", str(files))
+
+
+def test_a_node_whose_standard_output_is_closed_leaves(files):
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--print", "--state-dir", str(files / "s"),
+        *identity(files, "a"),
+    ) as a:  # fmt: skip
+        seed = address_of(a)
+        with terminal(
+            "node", "--listen", "127.0.0.1:0", "--stdin", "--seed", seed, *identity(files, "b")
+        ) as b:
+            a.until("node/b is here")
+            b.until("node/a is here")
+            reader = subprocess.Popen(
+                [*PROGRAM, "node", "--listen", "127.0.0.1:0", "--print", "--seed", seed,
+                 *identity(files, "c")],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                b.until("node/c is here")
+                reader.stdout.close()
+                b.type("nobody reads this")
+                assert reader.wait(20) == 0
+            finally:
+                if reader.poll() is None:
+                    reader.kill()
+                    reader.wait()
