@@ -13,11 +13,11 @@ from plumtree_quic.sim.cluster import Cluster
 from plumtree_quic.sim.faults import CALM, WIDE
 
 
-@pytest.mark.parametrize("preset", [PlumtreeConfig.lan, PlumtreeConfig.wan, "large_cluster"])
+@pytest.mark.parametrize("preset", ["lan", "wan", "large_cluster"])
 @pytest.mark.parametrize("size", [2, 8, 24])
 def test_the_first_broadcast_after_the_join_reaches_everyone(preset, size):
-    make = getattr(PlumtreeConfig, preset) if isinstance(preset, str) else preset
-    cluster = Cluster(config=make(), weather=WIDE, seed=size)
+    config = getattr(PlumtreeConfig, preset)()
+    cluster = Cluster(config=config, weather=WIDE, seed=size)
     hosts = cluster.grow(size)
     assert cluster.run(30.0, cluster.agreed)
     hosts[-1].publish()
@@ -149,7 +149,7 @@ def test_one_link_per_pair_when_both_dial():
 def test_s01_same_seed_same_trace_whatever_the_order_of_hashes():
     outputs = {
         subprocess.run(
-            [sys.executable, "-m", "plumtree_quic.sim", "--seed", "0"],
+            [sys.executable, "-m", "plumtree_quic.sim", "--seed", "17"],
             env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": ":".join(sys.path)},
             check=True,
             capture_output=True,
