@@ -156,7 +156,8 @@ class Endpoint:
         self._timer_number = 0
         self._events: list[Event] = []
         self._outgoing: list[tuple[bytes, Address]] = []
-        self._rejections: list[float] = []
+        self._rejections_told: list[float] = []
+        self._limits_told: list[float] = []
         self._closing = False
         self.counters = Counters()
 
@@ -302,8 +303,11 @@ class Endpoint:
         if original is None:
             self.counters.bad_tokens += 1
             return
-        if not self._may_accept(address, now):
+        limit = self._limit_hit(address, now)
+        if limit is not None:
             self.counters.over_budget += 1
+            if self._may_tell(self._limits_told, now):
+                self._tell_security("limit.hit", address=_show(address), what=limit)
             return
         engine = engines.accept(
             self._credentials(),
@@ -328,21 +332,28 @@ class Endpoint:
         link.connection_ids.add(verdict.destination_cid)
         self._feed(link, data, address, now)
 
-    def _may_accept(self, address: Address, now: float) -> bool:
+    def _limit_hit(self, address: Address, now: float) -> str | None:
+        """Which limit forbids one more connection from `address`, which is proved."""
         settings = self._settings
-        charged = settings.rate_limits and not settings.loopback
-        return (not charged or self._budget.may_accept(address[0], now)) and (
-            len(self._half_open) < settings.half_open_max
-            and len(self._links) < settings.links_max
-            and self._per_address.get(address[0], 0) < settings.links_per_address_max
-        )
+        # On loopback all have one address, and nobody is a stranger.
+        loopback = settings.loopback
+        if settings.rate_limits and not loopback and not self._budget.may_accept(address[0], now):
+            return "handshakes a second"
+        if len(self._half_open) >= settings.half_open_max:
+            return "half-open connections"
+        if len(self._links) >= settings.links_max:
+            return "links"
+        per_address = self._per_address.get(address[0], 0)
+        if per_address >= settings.links_per_address_max and not loopback:
+            return "links of one address"
+        return None
 
     def _adopt(self, link: Link) -> None:
         self._links[link] = None
         if not link.dialled:
             self._half_open[link] = None
-        host = link.address[0]
-        self._per_address[host] = self._per_address.get(host, 0) + 1
+            host = link.first_host
+            self._per_address[host] = self._per_address.get(host, 0) + 1
         self._refresh_cids(link)
         self._touched[link] = None
 
@@ -768,12 +779,11 @@ class Endpoint:
             return
         del self._links[link]
         self._half_open.pop(link, None)
-        host = link.first_host
-        left = self._per_address.get(host, 1) - 1
-        if left > 0:
-            self._per_address[host] = left
-        else:
-            self._per_address.pop(host, None)
+        if not link.dialled:
+            host = link.first_host
+            self._per_address[host] -= 1
+            if not self._per_address[host]:
+                del self._per_address[host]
         for cid in link.connection_ids:
             if self._by_cid.get(cid) is link:
                 del self._by_cid[cid]
@@ -796,13 +806,17 @@ class Endpoint:
     def _tell_security(self, kind: str, **fields: object) -> None:
         self._events.append(SecurityEvent(kind, fields))
 
+    def _may_tell(self, told: list[float], now: float) -> bool:
+        """At most ten lines a minute of a kind that strangers can cause; counters have them all."""
+        told[:] = [at for at in told if at > now - 60.0]
+        if len(told) >= REJECTIONS_PER_MINUTE:
+            return False
+        told.append(now)
+        return True
+
     def _tell_rejection(self, link: Link, now: float) -> None:
-        recent = [at for at in self._rejections if at > now - 60.0]
-        if len(recent) >= REJECTIONS_PER_MINUTE:
-            self._rejections = recent
+        if not self._may_tell(self._rejections_told, now):
             return
-        recent.append(now)
-        self._rejections = recent
         failure = link.engine.failure
         assert failure is not None
         self._tell_security(
