@@ -6,11 +6,16 @@ import sys
 import attrs
 import pytest
 
+from plumtree_quic import driver
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.messages import MemberState
+from plumtree_quic.net import endpoint
+from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.proto.effects import MemberFailed, MemberJoined, MemberSuspected, MemberUpdated
+from plumtree_quic.sim import cluster as cluster_module
 from plumtree_quic.sim.cluster import Cluster
 from plumtree_quic.sim.faults import CALM, WIDE
+from plumtree_quic.sim.network import IDLE_S
 
 
 @pytest.mark.parametrize("preset", ["lan", "wan", "large_cluster"])
@@ -135,6 +140,19 @@ def test_b12_a_joiner_in_mid_stream_gets_all_that_is_published_from_its_first_li
     assert cluster.run(10.0, cluster.settled)
     late = cluster.hosts["late"]
     assert len(late.life.delivered) >= 70
+
+
+def test_the_simulated_driver_has_the_real_ones_constants():
+    settings = NetSettings()
+    assert cluster_module.HEARD_EVERY_S == driver.HEARD_EVERY_S
+    assert cluster_module.BLOCKED_S == driver.BLOCKED_S
+    assert cluster_module.REPAIR_BACKLOG_BYTES == driver.REPAIR_BACKLOG_BYTES
+    assert cluster_module.RECORD_VALID_MS == driver.RECORD_VALID_MS
+    assert cluster_module.FIRST_REDIAL_S == endpoint.FIRST_REDIAL_S
+    assert cluster_module.LARGER_WAITS_S == endpoint.LARGER_WAITS_S
+    assert settings.redial_s == cluster_module.REDIAL_S
+    assert settings.handshake_s == cluster_module.HANDSHAKE_S
+    assert settings.idle_s == IDLE_S
 
 
 def test_one_link_per_pair_when_both_dial():
