@@ -50,6 +50,7 @@ START_S = 1000.0
 # As in driver and endpoint; the names there are the same.
 HEARD_EVERY_S = 0.1
 BLOCKED_S = 0.25
+BLOCKED_S_MAX = 1.0
 REPAIR_BACKLOG_BYTES = 65_536
 HANDSHAKE_S = 5.0
 FIRST_REDIAL_S = (0.05, 0.5)
@@ -84,7 +85,8 @@ class Host:
         self._ends: tuple[End, ...] = ()
         self._wanted: dict[NodeId, int] = {}
         self._dialling: dict[NodeId, None] = {}
-        self._blocked: dict[NodeId, None] = {}
+        # Links without room: since when, when looked at last, and how much had passed by then.
+        self._blocked: dict[NodeId, tuple[float, float, int]] = {}
         self._congested: dict[NodeId, None] = {}
         self._next_seq = 1
         self._timer: float | None = None
@@ -378,18 +380,29 @@ class Host:
             wait = self._rng.uniform(*REPEATED_AFTER_S)
             self.cluster.time.after(wait, self._repeat, end, message)
         if end.room(Lane.GOSSIP) <= 0 and peer not in self._blocked:
-            self._blocked[peer] = None
-            self.cluster.time.after(BLOCKED_S, self._fire_blocked, end)
+            self._look_at_blocked(end, self.cluster.time.now)
 
     def _repeat(self, end: End, message: Gossip) -> None:
         if end.up and self.awake():
             end.send(message)
 
-    def _fire_blocked(self, end: End) -> None:
-        peer = end.peer
-        if self.links.get(peer) is end and self._blocked.pop(peer, 0) is None:
-            self._congested[peer] = None
-            self._input(self.core.congested(peer, self.cluster.time.now))
+    def _look_at_blocked(self, end: End, since: float) -> None:
+        now = self.cluster.time.now
+        self._blocked[end.peer] = (since, now, end.progress(Lane.GOSSIP))
+        self.cluster.time.after(BLOCKED_S, self._fire_blocked, end, now)
+
+    def _fire_blocked(self, end: End, looked_at: float) -> None:
+        peer, now = end.peer, self.cluster.time.now
+        since, last_look, passed = self._blocked.get(peer, (0.0, 0.0, 0))
+        if self.links.get(peer) is not end or last_look != looked_at:
+            return
+        if end.progress(Lane.GOSSIP) > passed and now < since + BLOCKED_S_MAX:
+            # Slow, but it moves.
+            self._look_at_blocked(end, since)
+            return
+        del self._blocked[peer]
+        self._congested[peer] = None
+        self._input(self.core.congested(peer, now))
 
     # --- links ----------------------------------------------------------------------------------
 

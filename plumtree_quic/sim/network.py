@@ -181,6 +181,10 @@ class End:
         """Bytes that have not left yet."""
         return self._lanes[kind].queued
 
+    def progress(self, kind: Lane) -> int:
+        """Bytes of this lane that the other end has taken."""
+        return self._credited[kind]
+
     def _transmit(self) -> None:
         """Send what credit and bandwidth allow; lower lanes first."""
         self._transmitting = False
