@@ -69,8 +69,10 @@ IHAVE_ENTRIES_MAX = 1_024
 # What one graft frame may name and may be answered with.
 GRAFT_RANGES_MAX = 64
 GRAFT_ANSWER_BYTES_MAX = 1 << 20
-# The longest time for which a bundle is kept for grafts that may still come.
-REPAIR_S_MAX = 15.0
+# How long a bundle is kept for whoever still lacks it, however many there are: time for all tries
+# of a graft, a digest, and all tries again, on machines whose loops are late by seconds (measured:
+# 3 s are not enough for 8 busy nodes on 2 cores).
+REPAIR_S = 15.0
 # How long a peer that takes no more children is not asked to push. A guess.
 FULL_S = 10.0
 # Origins that are grafted at once when their parent's link goes down: four frames. The others
@@ -206,11 +208,10 @@ class Plumtree:
         self._origins: dict[MemberKey, _Origin] = {}
         self._streams: dict[StreamKey, _Stream] = {}
         self._own = self._make_stream(_Origin(me), epoch)
-        repair_s = config.graft_timeout * float(1 << min(config.graft_max_retries + 1, 16))
         self._cache = Cache(
             config.message_cache_ttl,
             config.message_cache_max_size,
-            min(repair_s, REPAIR_S_MAX),
+            min(REPAIR_S, config.message_cache_ttl),
         )
         self._cache_swept_at = -inf
         self._missing = Missing(config.graft_timeout)
@@ -790,7 +791,7 @@ class Plumtree:
                 missing.drop(gap)
                 self.counters.grafts_failed += 1
                 effects.append(GraftFailed(gap.key[0], gap.key[1], (gap.first, gap.last)))
-                self._ask_somebody(now)
+                self._ask_somebody(link, now)
                 continue
             promote = self._may_promote(gap, origin, link, now)
             if promote:
@@ -1143,9 +1144,11 @@ class Plumtree:
             due = max(now + self._config.graft_timeout, link.digest_asked_at + DIGEST_ASK_EVERY_S)
             self._digest_asks.setdefault(link.peer, due)
 
-    def _ask_somebody(self, now: float) -> None:
-        """A range failed: a random link is asked what it holds, unless one already is."""
-        if self._config.sync.enabled and self._links and not self._digest_asks:
+    def _ask_somebody(self, announcer: _Link | None, now: float) -> None:
+        """A range failed: its best announcer is asked what it holds, or else a random link."""
+        if announcer is not None:
+            self._want_digest(announcer, now)
+        elif self._config.sync.enabled and self._links and not self._digest_asks:
             self._want_digest(self._rng.choice(list(self._links.values())), now)
 
     def _fire_digest_asks(self, now: float, effects: list[Effect]) -> None:

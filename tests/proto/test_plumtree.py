@@ -518,6 +518,28 @@ def test_a_range_that_failed_makes_us_ask_somebody_for_a_digest():
     assert [d.answer for _, d in sent(effects, Digest)] == [True]
 
 
+def test_when_all_tries_are_used_up_the_announcer_itself_is_asked_for_a_digest():
+    me = up(config=attrs.evolve(LAN, sync=SyncConfig(enabled=True, sync_interval=3600.0)))
+    me.receive(P[2], ihave(1), 0.0)
+    asked = []
+    while not asked and (now := me.next_deadline()) is not None and now < 60.0:
+        asked = sent(me.advance(now), Digest)
+    assert [(peer, digest.answer) for peer, digest in asked] == [(P[2], True)]
+    # It still holds it: the tries begin again.
+    effects = me.receive(P[2], Digest((DigestRow(ORIGIN, 1, ((1, 1),)),)), now)
+    assert grafts(effects) == [(P[2], ((1, 1),), False)]
+
+
+@pytest.mark.parametrize("preset", [PlumtreeConfig.lan, PlumtreeConfig.wan])
+def test_a_fast_sender_does_not_push_out_what_a_late_node_still_asks_for(preset):
+    me = up(config=preset(message_cache_max_size=10, sync=SyncConfig(enabled=False)))
+    for number in range(1, 201):
+        me.broadcast(bundle(number, origin="me"), number * 0.05)
+    asked = Graft((GraftEntry(key("me"), 1, ((1, 1),), False),))
+    (answer,) = sent(me.receive(P[1], asked, 14.0), Repair)
+    assert answer[1].bundle.first == 1
+
+
 def test_ranges_due_together_leave_in_one_frame_per_peer():
     me = up()
     grow(me, origin="a")
