@@ -10,7 +10,9 @@ class NetSettings:
     """Limits of one endpoint. Times in seconds, sizes in bytes.
 
     Attributes:
-        lane_window: what may be on its way on the gossip, sync, direct or bulk lane unconsumed.
+        lane_window: what may be on its way on the gossip, sync, direct or bulk lane unconsumed; at
+            least 139,264 (two of the largest frames), above 2 MiB it counts as 2 MiB. The ends of
+            a link need not agree on it.
         loopback: our socket is bound to a loopback address: large packets pass there.
         handshake_s, welcome_s, close_s: absolute deadlines; welcome runs from the handshake's end
             to the other side's hello.
