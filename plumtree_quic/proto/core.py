@@ -115,6 +115,7 @@ class Core:
         judge: Callable[[Bundle], bool] | None = None,
     ) -> None:
         self.me = record.node_id
+        self._probe_timeout_s = config.probe_timeout
         self.key = member_key(record.node_id)
         self.table = Members(record, wall_ms)
         self._swim = Swim(self.table, config, rng, make_record, make_fact)
@@ -206,7 +207,9 @@ class Core:
         rtt_s: the link's smoothed round trip. silent_after_s: 3 PTO, how long the link may stay
         without anything fresh, while it owes us something, before it counts as silent.
         """
-        self._plumtree.heard(peer, now, rtt_s, silent_after_s)
+        # Silence is the probe time-out or 3 PTO, whichever is longer: an idle parent on a quick
+        # link is not silent after 80 ms.
+        self._plumtree.heard(peer, now, rtt_s, max(silent_after_s, self._probe_timeout_s))
         return self._settle(self._swim.heard(peer, now, silent_after_s), now)
 
     def broadcast(self, bundle: Bundle, now: float) -> list[Effect]:

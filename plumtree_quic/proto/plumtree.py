@@ -62,6 +62,7 @@ GAPS_MAX = 1_024
 # How far above the highest id seen an announcement may reach; a digest is asked for instead.
 # A parent that is late as usual is waited for, but never longer than so many graft_timeouts.
 LAG_TIMEOUTS_MAX = 5
+REPAIRED_MAX = 256
 AHEAD_IDS_MAX = 65_536
 HOP_MAX = 255
 # What fits one frame at 40 bytes each.
@@ -154,8 +155,6 @@ class _Origin:
     full_at: float = -inf
     started: bool = False
     parent: _Link | None = None
-    lag_s: float = 0.0
-    lag_deviation_s: float = 0.0
     challenger: _Link | None = None
     streak: int = 0
     heard_at: float = inf
@@ -215,6 +214,10 @@ class Plumtree:
         )
         self._cache_swept_at = -inf
         self._missing = Missing(config.graft_timeout)
+        # How late pushes come behind announcements; what grafts brought lately, and since when it
+        # was missing.
+        self._lag_s = self._lag_deviation_s = 0.0
+        self._repaired: dict[tuple[StreamKey, int], float] = {}
         # Whom we asked to push an origin of which nothing has come yet.
         self._hoped: dict[MemberKey, tuple[float, NodeId]] = {}
         self._owed = OwedBatch()
@@ -385,7 +388,7 @@ class Plumtree:
                 origin = stream.origin
                 effects.append(Deliver(bundle, message.hop, link.peer))
                 if link is origin.parent and self._missing:
-                    self._note_lag(origin, stream.key, bundle.first, now)
+                    self._note_lag(self._missing.since(stream.key, bundle.first), now)
                 known = self._take(stream, bundle, now)
                 self._restart_if_idle(origin, now, effects)
                 self._note_parent(origin, link, now, effects)
@@ -413,6 +416,11 @@ class Plumtree:
             if self._has_room(stream, bundle, link, now):
                 self.counters.tree_repaired += 1
                 effects.append(Deliver(bundle, message.hop, link.peer))
+                since = self._missing.since(stream.key, bundle.first)
+                if since is not None:
+                    if len(self._repaired) >= REPAIRED_MAX:
+                        del self._repaired[next(iter(self._repaired))]
+                    self._repaired[stream.key, bundle.first] = since
                 known = self._take(stream, bundle, now)
                 self._restart_if_idle(stream.origin, now, effects)
                 self._spread(
@@ -470,22 +478,21 @@ class Plumtree:
         self._want_digest(link, now)
         return False
 
-    def _note_lag(self, origin: _Origin, key: StreamKey, seq: int, now: float) -> None:
-        """The parent's push came behind others' announcements: learn by how much.
+    def _note_lag(self, since: float | None, now: float) -> None:
+        """A push came behind announcements, the first of them at `since`: learn by how much.
 
         On busy machines a push regularly takes longer than graft_timeout; asking others then
-        doubles the work that made it late. Smoothed as RFC 6298 smooths round trips.
+        doubles the work that made it late. Smoothed as RFC 6298 smooths round trips, over all
+        origins, for it is the machine that is slow.
         """
-        since = self._missing.since(key, seq)
         if since is None:
             return
         lag_s = now - since
-        if origin.lag_s == 0.0:
-            origin.lag_s, origin.lag_deviation_s = lag_s, lag_s / 2
+        if self._lag_s == 0.0:
+            self._lag_s, self._lag_deviation_s = lag_s, lag_s / 2
         else:
-            deviation = abs(origin.lag_s - lag_s)
-            origin.lag_deviation_s += (deviation - origin.lag_deviation_s) / 4
-            origin.lag_s += (lag_s - origin.lag_s) / 8
+            self._lag_deviation_s += (abs(self._lag_s - lag_s) - self._lag_deviation_s) / 4
+            self._lag_s += (lag_s - self._lag_s) / 8
 
     def _take(self, stream: _Stream, bundle: Bundle, now: float) -> int:
         """Mark `bundle` as seen. Returns the links that have announced it."""
@@ -548,6 +555,9 @@ class Plumtree:
     ) -> None:
         """A second copy was pushed: by any link but the parent, that was one too many."""
         self.counters.tree_duplicates += 1
+        if self._repaired:
+            # We asked too early: the push was on its way all the time.
+            self._note_lag(self._repaired.pop((stream.key, bundle.first), None), now)
         if stream.owed:
             self._owed.settle(stream.owed, link.bit, bundle.first, bundle.last)
         origin = stream.origin
@@ -756,10 +766,9 @@ class Plumtree:
         parent = origin.parent if origin is not None else None
         if parent is None or parent.peer == announcer or parent.peer not in self._links:
             return now
-        assert origin is not None
         silent_at = max(parent.heard_at, since) + parent.silent_after_s
         timeout_s = self._config.graft_timeout
-        usual_s = min(origin.lag_s + 4 * origin.lag_deviation_s, LAG_TIMEOUTS_MAX * timeout_s)
+        usual_s = min(self._lag_s + 4 * self._lag_deviation_s, LAG_TIMEOUTS_MAX * timeout_s)
         return max(now, min(since + timeout_s, silent_at), since + usual_s)
 
     # --- grafts that we send --------------------------------------------------------------------
