@@ -463,6 +463,42 @@ def test_a_full_peer_may_be_asked_to_push_again_later():
     assert grafts(me.receive(P[1], ihave(3), 11.1)) == [(P[1], ((3, 3),), True)]
 
 
+def test_a_parent_whose_pushes_are_usually_late_is_waited_for_longer():
+    me = up()
+    grow(me)
+    late = LAN.graft_timeout * 0.9
+    me.receive(P[1], ihave(2), 1.0)
+    me.receive(P[0], gossip(2), 1.0 + late)
+    me.receive(P[1], ihave(3), 2.0)
+    assert grafts(me.advance(2.0 + LAN.graft_timeout)) == []
+    # late + 4 deviations, and the first deviation is half of it (RFC 6298, section 2.2).
+    assert grafts(me.advance(2.0 + 3 * late - 0.001)) == []
+    assert [ranges for _, ranges, _ in grafts(me.advance(2.0 + 3 * late))] == [((3, 3),)]
+
+
+def test_a_push_that_comes_after_the_graft_teaches_patience():
+    me = up()
+    grow(me)
+    me.receive(P[1], ihave(2), 1.0)
+    assert grafts(me.advance(1.0 + LAN.graft_timeout))
+    me.receive(P[1], Repair(1, bundle(2)), 1.0 + LAN.graft_timeout * 1.2)
+    me.receive(P[0], gossip(2), 1.0 + LAN.graft_timeout * 1.5)
+    parent = me.parent(ORIGIN)
+    other = P[2] if parent is not P[2] else P[3]
+    me.receive(other, ihave(3), 5.0)
+    assert grafts(me.advance(5.0 + LAN.graft_timeout * 1.5)) == []
+
+
+def test_patience_ends_after_five_graft_timeouts():
+    me = up()
+    grow(me)
+    me.receive(P[1], ihave(2), 1.0)
+    me.receive(P[1], Repair(1, bundle(2)), 1.1)
+    me.receive(P[0], gossip(2), 61.0)
+    me.receive(P[1], ihave(3), 100.0)
+    assert grafts(me.advance(100.0 + 5 * LAN.graft_timeout))
+
+
 def test_at_most_one_promotion_per_origin_and_graft_timeout():
     me = up()
     me.receive(P[0], gossip(1), 0.0)
