@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import math
+import signal
 import sys
 import tempfile
 import time
@@ -190,13 +191,34 @@ class Swarm:
 
 @contextlib.asynccontextmanager
 async def swarm(preset: str = "lan") -> AsyncIterator[Swarm]:
-    """Make a swarm in a temporary directory and end all of its processes afterwards."""
+    """Make a swarm in a temporary directory and end all of its processes afterwards.
+
+    SIGTERM ends it as Ctrl-C does, so that neither processes nor private keys stay behind.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    # Not possible off the main thread, and on Windows.
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        loop.add_signal_handler(signal.SIGTERM, terminate)
     with tempfile.TemporaryDirectory(prefix="plumtree-cluster-") as directory:
         made = Swarm(Path(directory), preset)
         try:
             yield made
+        except asyncio.CancelledError:
+            if terminated:
+                sys.exit(128 + signal.SIGTERM)
+            raise
         finally:
             await made.close()
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.remove_signal_handler(signal.SIGTERM)
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -54,6 +56,45 @@ def test_json_is_the_last_line_and_has_every_agreed_key():
     assert set(agreed.split()) <= set(result)
     assert set(result["latency_ms"]) == {"p50", "p99", "max"}
     assert result["expected"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_cluster_leaves_neither_processes_nor_keys(number, tmp_path):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "plumtree_quic", "cluster", "--nodes", "3",
+         "--messages", "1000000", "--rate", "50"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        start_new_session=True,
+    )  # fmt: skip
+    with command:
+        for line in command.stderr:
+            if "deliveries" in line:
+                break
+        assert len(list(tmp_path.iterdir())) == 1
+        # A terminal interrupts the whole group, a supervisor the command alone.
+        if number == signal.SIGINT:
+            os.killpg(command.pid, number)
+        else:
+            command.send_signal(number)
+        assert command.wait(30) == 128 + number
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(command.pid, 0)
+
+
+def test_restart_without_kill_is_a_mistake():
+    done = subprocess.run(
+        [sys.executable, "-m", "plumtree_quic", "cluster", "--restart"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--kill" in done.stderr
 
 
 async def test_kill_9_in_mid_stream_then_restart():
