@@ -888,7 +888,11 @@ class Node:
 
     def security_event(self, kind: str, fields: dict[str, object]) -> None:
         """Sink: log it and tell the delegate."""
-        logger.warning("security event: %s", kind, extra={"event": kind, **_prefixed(fields)})
+        # On a terminal only the text is seen; a log collector has each field by its name.
+        told = ", ".join(f"{name}={value}" for name, value in fields.items())
+        logger.warning(
+            "security event: %s (%s)", kind, told, extra={"event": kind, **_prefixed(fields)}
+        )
         if self._delegate is not None:
             self._call("on_security_event", kind, fields)
         self._publish(

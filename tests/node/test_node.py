@@ -258,6 +258,15 @@ async def test_a_foreign_ca_is_refused_and_never_a_member(pki):
         assert s.peer_count() == 0
 
 
+async def test_a_refused_handshake_is_logged_with_who_and_why_in_the_text(pki, caplog):
+    foreign = Pki("test")
+    async with node(pki, "a") as a, node(foreign, "s") as s:
+        with pytest.raises(JoinError):
+            await s.join([a.address], timeout=1)
+    lines = [each.getMessage() for each in caplog.records if "rejected" in each.getMessage()]
+    assert any("address=127.0.0.1" in line and "no path to a trusted CA" in line for line in lines)
+
+
 async def test_another_cluster_name_is_refused(pki):
     async with node(pki, "a") as a:
         other = Node(quic(pki, "b", cluster="other"), PlumtreeConfig.lan(), listen="127.0.0.1:0")
