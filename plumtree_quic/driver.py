@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Protocol
 
 import attrs
 
@@ -94,29 +93,25 @@ CLOSE_PROTOCOL_ERROR = 0x15
 CLOSE_GOING_AWAY = 0x10
 
 
-class Sink(Protocol):
-    """What the driver tells the node. Must not raise and must not block."""
+@attrs.frozen(kw_only=True)
+class Sink:
+    """What the driver tells the node. None of these may block, and only `deliver` may raise.
 
-    def deliver(self, bundle: Bundle, hop: int) -> None:
-        """A bundle is due to the application, for the first time."""
+    deliver: a bundle, after so many hops, is due to the application for the first time; raises
+    WireError when it is malformed. fact: something happened in the cluster or in the tree.
+    direct: a message for this node alone. link_up: a link has been greeted, or a seed has turned
+    out to be ourselves. security_event: something that an operator's security log wants.
+    epoch_raised: we go on under a later start epoch than the one that we were given. superseded: a
+    newer start of our own identity lives, so stop.
+    """
 
-    def fact(self, effect: Effect) -> None:
-        """Something happened in the cluster or in the tree: one of the fact effects."""
-
-    def direct(self, peer: NodeId, message: Direct) -> None:
-        """A message for this node alone."""
-
-    def link_up(self) -> None:
-        """A link has been greeted, or a seed has turned out to be ourselves."""
-
-    def security_event(self, kind: str, fields: dict[str, object]) -> None:
-        """Something that an operator's security log wants."""
-
-    def epoch_raised(self, epoch: int) -> None:
-        """We go on under a later start epoch than the one that we were given."""
-
-    def superseded(self, epoch: int) -> None:
-        """A newer start of our own identity lives: stop."""
+    deliver: Callable[[Bundle, int], None]
+    fact: Callable[[Effect], None]
+    direct: Callable[[NodeId, Direct], None]
+    link_up: Callable[[], None]
+    security_event: Callable[[str, dict[str, object]], None]
+    epoch_raised: Callable[[int], None]
+    superseded: Callable[[int], None]
 
 
 @attrs.define

@@ -22,7 +22,7 @@ import attrs
 
 from plumtree_quic import wire
 from plumtree_quic.config import PlumtreeConfig
-from plumtree_quic.driver import Driver, advertised_address
+from plumtree_quic.driver import Driver, Sink, advertised_address
 from plumtree_quic.errors import (
     ConfigError,
     IdentityConflict,
@@ -419,7 +419,15 @@ class Node:
             self.config,
             listen=self._listen,
             advertise=self._advertise,
-            sink=self,
+            sink=Sink(
+                deliver=self._deliver,
+                fact=self._fact,
+                direct=self._direct,
+                link_up=self._link_up,
+                security_event=self._security_event,
+                epoch_raised=self._epoch_raised,
+                superseded=self._superseded,
+            ),
             epoch=self._new_epoch(),
             judge=self._validate if _overrides(self._delegate, "validate") else None,
         )
@@ -803,8 +811,8 @@ class Node:
 
     # --- what the driver tells ------------------------------------------------------------------
 
-    def deliver(self, bundle: Bundle, hop: int) -> None:
-        """Sink: open a bundle and hand its messages over. Raises WireError when it is malformed."""
+    def _deliver(self, bundle: Bundle, hop: int) -> None:
+        """open a bundle and hand its messages over. Raises WireError when it is malformed."""
         driver = self._driver
         if driver is None or not self._is_live():
             return
@@ -829,8 +837,8 @@ class Node:
             if self._hears:
                 self._call("on_deliver", message)
 
-    def fact(self, effect: Effect) -> None:
-        """Sink: tell delegates, events and waiters."""
+    def _fact(self, effect: Effect) -> None:
+        """tell delegates, events and waiters."""
         driver = self._driver
         if driver is None:
             return  # of our own start: nobody can wait yet
@@ -861,8 +869,8 @@ class Node:
             case _:
                 raise AssertionError(f"not a fact: {effect}")
 
-    def direct(self, peer: NodeId, message: Direct) -> None:
-        """Sink: a direct message, a request or a reply."""
+    def _direct(self, peer: NodeId, message: Direct) -> None:
+        """a direct message, a request or a reply."""
         driver = self._driver
         if driver is None or not self._is_live():
             return
@@ -882,12 +890,12 @@ class Node:
         if isinstance(reply, bytes) and len(reply) <= self.config.max_message_size:
             driver.send_direct(peer, Direct(DirectKind.REPLY, message.seq, reply))
 
-    def link_up(self) -> None:
-        """Sink: somebody may wait for a link, or for an answer to join."""
+    def _link_up(self) -> None:
+        """somebody may wait for a link, or for an answer to join."""
         self._wake(self._peer_waiters)
 
-    def security_event(self, kind: str, fields: dict[str, object]) -> None:
-        """Sink: log it and tell the delegate."""
+    def _security_event(self, kind: str, fields: dict[str, object]) -> None:
+        """log it and tell the delegate."""
         # On a terminal only the text is seen; a log collector has each field by its name.
         told = ", ".join(f"{name}={value}" for name, value in fields.items())
         logger.warning(
@@ -899,8 +907,8 @@ class Node:
             ClusterEvent("on_security_event", None, time.monotonic(), dict(fields, kind=kind))
         )
 
-    def epoch_raised(self, epoch: int) -> None:
-        """Sink: keep the epoch, so that the next start is later than this one."""
+    def _epoch_raised(self, epoch: int) -> None:
+        """keep the epoch, so that the next start is later than this one."""
         if self._state_dir is None:
             return
         try:
@@ -912,15 +920,15 @@ class Node:
                 extra={"event": "node.epoch_not_kept"},
             )
 
-    def superseded(self, epoch: int) -> None:
-        """Sink: a later start of our identity lives; this node stops."""
+    def _superseded(self, epoch: int) -> None:
+        """a later start of our identity lives; this node stops."""
         if self._conflict is not None or self._state == "closed":
             return
         self._conflict = IdentityConflict(
             f"another process runs as {self.id} and started later (epoch {epoch}); this one "
             "stops. Give every node a certificate of its own"
         )
-        self.security_event("identity.conflict", {"node_id": self.id, "epoch": epoch})
+        self._security_event("identity.conflict", {"node_id": self.id, "epoch": epoch})
         self._stopping = asyncio.get_running_loop().create_task(self.shutdown())
 
     # --- inside ---------------------------------------------------------------------------------

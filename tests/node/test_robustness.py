@@ -320,7 +320,7 @@ async def test_a_dead_peer_owes_no_acknowledgement(pki, monkeypatch):
 
 async def test_superseded_in_the_block_ends_it_without_a_second_error(pki):
     async with node(pki, "a") as a:
-        a.superseded(a._driver.epoch + 1)
+        a._superseded(a._driver.epoch + 1)
         with pytest.raises(IdentityConflict):
             await a.broadcast(b"x")
     assert a._driver.closed
@@ -653,7 +653,7 @@ async def test_events_that_happened_before_shutdown_are_still_read(pki):
         waiting = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0)
         for number in range(3):
-            a.security_event("test", {"number": number})
+            a._security_event("test", {"number": number})
         await a.shutdown()
         got = [await waiting] + [event async for event in events]
         assert [e.detail["number"] for e in got if e.detail.get("kind") == "test"] == [0, 1, 2]
