@@ -7,6 +7,7 @@ digest costs nothing but copying it.
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
+from math import inf
 
 import attrs
 
@@ -101,7 +102,8 @@ class Cache:
 
     Args:
         ttl_s: a bundle leaves after this long.
-        messages_max: above it the oldest leave, but none that is younger than `repair_s`.
+        messages_max: above it the oldest leave, but none that is younger than `repair_s`, and none
+            within `repair_s` of a graft: who lags behind may ask for any of them next.
         repair_s: how long grafts for a bundle may still be on their way.
         bytes_max: above it the oldest leave, however young.
     """
@@ -118,6 +120,7 @@ class Cache:
         self._repair_s = repair_s
         self._bytes_max = bytes_max
         self._order: deque[tuple[Shelf, Held]] = deque()
+        self._asked_at = -inf
         self.messages = 0
         self.bytes = 0
         self.evicted = 0
@@ -134,6 +137,10 @@ class Cache:
         self.bytes += len(entry.bundle.raw) + ENTRY_BYTES
         if self.messages > self._messages_max or self.bytes > self._bytes_max:
             self._shrink(entry.at)
+
+    def asked(self, now: float) -> None:
+        """Somebody lacks something that others have."""
+        self._asked_at = now
 
     def oldest_expires_at(self) -> float | None:
         """When the oldest bundle's time is over."""
@@ -157,9 +164,14 @@ class Cache:
         self._order = kept
 
     def _shrink(self, now: float) -> None:
+        since = now - self._repair_s
         while self._order and (
             self.bytes > self._bytes_max
-            or (self.messages > self._messages_max and self._order[0][1].at + self._repair_s <= now)
+            or (
+                self.messages > self._messages_max
+                and self._order[0][1].at <= since
+                and self._asked_at <= since
+            )
         ):
             self._evict_oldest()
 

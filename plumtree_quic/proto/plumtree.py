@@ -943,6 +943,8 @@ class Plumtree:
     def _on_graft(self, link: _Link, message: Graft, now: float) -> list[Effect]:
         effects: list[Effect] = []
         self.counters.grafts_received += 1
+        if any(entry.ranges for entry in message.entries):
+            self._cache.asked(now)
         if link.bit & self._congested or not self._spend_token(link, now):
             self.counters.grafts_over_rate += 1
             for entry in message.entries:

@@ -576,6 +576,20 @@ def test_a_fast_sender_does_not_push_out_what_a_late_node_still_asks_for(preset)
     assert answer[1].bundle.first == 1
 
 
+def test_while_somebody_asks_for_what_it_lacks_nothing_leaves_before_its_ttl():
+    config = PlumtreeConfig.lan(message_cache_max_size=10, sync=SyncConfig(enabled=False))
+    me = up(config=config)
+    asked = Graft((GraftEntry(key("me"), 1, ((1, 1),), False),))
+    for number in range(1, 51):
+        me.broadcast(bundle(number, origin="me"), number * 0.5)
+        if number % 25 == 0:
+            me.receive(P[1], asked, number * 0.5)
+    assert len(sent(me.receive(P[1], asked, 29.0), Repair)) == 1
+    # Nobody has asked for 15 s: the bound holds again.
+    me.broadcast(bundle(51, origin="me"), 45.0)
+    assert me.cache_messages() == 10
+
+
 def test_ranges_due_together_leave_in_one_frame_per_peer():
     me = up()
     grow(me, origin="a")
