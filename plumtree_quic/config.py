@@ -233,8 +233,9 @@ class PlumtreeConfig:
 
     eager_fanout: int = _count(3, 1, 64)
     """Links on which a new origin's messages are pushed until its tree has formed, at a node with
-    more than `max_peers` links (16 by default); with fewer, all. More: faster and safer first messages, more duplicates. Half the sum with
-    `lazy_fanout` is the number of rings. 3 / 3 / 4 / 5 (guide; the paper uses 4 or 5)."""
+    more than `max_peers` links (16 by default); with fewer, all. More: faster and safer first
+    messages, more duplicates. Half the sum with `lazy_fanout` is the number of rings.
+    3 / 3 / 4 / 5 (guide; the paper uses 4 or 5)."""
 
     lazy_fanout: int = _count(6, 1, 64)
     """Further links, which get announcements until they carry a tree. More: harder to partition,
