@@ -81,6 +81,8 @@ _TABLES_CHECKED_EVERY = 64
 # fewer wake-ups at low rate, an open congestion window at high rate (RFC 9000, section 13.2.2).
 # The bytes are below the initial window of large packets, which is two of them.
 ACK_EVERY_PACKETS = 8
+# Shorter paths are not paced. A guess: some ticks of the event loop's timers.
+PACE_FROM_RTT_S = 0.005
 ACK_EVERY_BYTES = 24_000
 # The delay stays below the 25 ms that aioquic announces.
 ACK_DELAY_S = 0.01
@@ -282,6 +284,10 @@ class _Recovery(QuicPacketRecovery):
             # Afterwards: an ack of a large packet often tells that older ones were lost, and
             # proves all the same that large packets pass.
             self.lost_large_in_a_row = 0
+        if self._rtt_min < PACE_FROM_RTT_S:
+            # A timer cannot divide so short a round trip (RFC 9002, section 7.7); trying costs a
+            # wake-up for every few packets, and half as much CPU again.
+            self._pacer.packet_time = None
 
     def _on_packets_lost(self, *, packets: Iterable[Any], **rest: Any) -> None:
         packets = tuple(packets)

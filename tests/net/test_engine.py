@@ -147,6 +147,16 @@ def test_two_large_packets_are_acknowledged_before_the_delay_is_over():
     assert pair.dialler.path().window_bytes > window
 
 
+@pytest.mark.parametrize(("from_rtt_s", "paced"), [(0.0005, True), (0.005, False)])
+def test_only_a_path_that_timers_can_divide_is_paced(monkeypatch, from_rtt_s, paced):
+    monkeypatch.setattr(engine, "PACE_FROM_RTT_S", from_rtt_s)
+    pair = good_pair()
+    pair.dialler.send_stream_data(2, bytes(5_000))
+    pair.step(5)
+    assert 0.0005 < pair.dialler._loss._rtt_min < 0.005
+    assert (pair.dialler._loss._pacer.packet_time is not None) is paced
+
+
 # --- datagrams and pings ---
 
 
