@@ -785,6 +785,8 @@ def _decode_records_wanted(body: bytes) -> RecordsWanted:
 
 
 def _decode_records(body: bytes) -> Records:
+    if len(body) > RECORDS_FRAME_BYTES_MAX:
+        raise WireError("a frame of records is too long")
     fields = _unpack_array(body[1:], 3)
     records = tuple(
         parse_record(_binary(item, 1, RECORD_BYTES_MAX)) for item in _array(fields[0], 256)

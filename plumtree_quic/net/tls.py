@@ -333,7 +333,3 @@ def _schemes_of(key: object) -> tuple[int, ...]:
                 tls.SignatureAlgorithm.RSA_PSS_RSAE_SHA384,
             )
     return ()
-
-
-def _short(text: str) -> str:
-    return text.encode("ascii", "replace").decode()[:32]

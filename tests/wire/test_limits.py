@@ -5,7 +5,8 @@ import pytest
 
 from plumtree_quic import wire
 from plumtree_quic.errors import WireError
-from plumtree_quic.messages import Announcement, Credit, IHave, Lane
+from plumtree_quic.ids import NodeId
+from plumtree_quic.messages import Announcement, Credit, IHave, Lane, Records
 from tests.rigs.wire_examples import ALIVE, EPOCH, KEY_A, KEY_B, RECORD, frames, read
 
 
@@ -229,3 +230,19 @@ def test_an_announcement_ends_with_its_hops():
     whole = frames((IHave((Announcement(KEY_A, EPOCH, 1, 1, 3),)),))[0]
     with pytest.raises(WireError, match="cut off"):
         wire.LinkDecoder().decode(Lane.IHAVE, whole[:-1])
+
+
+def test_a_frame_of_records_is_refused_above_its_limit():
+    record = wire.build_record(
+        node_id=NodeId("spiffe://test/node/a"),
+        epoch=1,
+        incarnation=0,
+        addresses=(),
+        valid_until=1,
+        chain=(bytes(3_000),),
+    )
+    fits = (wire.RECORDS_FRAME_BYTES_MAX - 64) // (len(record.raw) + 3)
+    body = wire.encode(Records((record,) * fits))
+    assert len(wire.decode(Lane.SYNC, body).records) == fits
+    with pytest.raises(WireError, match="records is too long"):
+        wire.decode(Lane.SYNC, wire.encode(Records((record,) * (fits + 1))))
