@@ -232,9 +232,9 @@ class PlumtreeConfig:
     hops and costs links. None (guide)."""
 
     eager_fanout: int = _count(3, 1, 64)
-    """Links on which a new origin's messages are pushed until its tree has formed, at a node with
-    more than `max_peers` links (16 by default); with fewer, all. More: faster and safer first
-    messages, more duplicates. Half the sum with `lazy_fanout` is the number of rings.
+    """Links on which each node pushes a new origin's messages until its tree has formed; all of
+    them in a full mesh (see `max_peers`). More: faster and safer first messages, more duplicates.
+    Half the sum with `lazy_fanout` is the number of rings.
     3 / 3 / 4 / 5 (guide; the paper uses 4 or 5)."""
 
     lazy_fanout: int = _count(6, 1, 64)

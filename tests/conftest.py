@@ -1,8 +1,16 @@
-"""What holds for the whole suite: with PLUMTREE_NO_SKIPS set, a skipped test is a failed one."""
+"""What holds for the whole suite.
+
+With PLUMTREE_NO_SKIPS set, a skipped test is a failed one. And SIGINT interrupts: a shell starts
+what it runs in the background with SIGINT ignored, which the commands under test would inherit.
+"""
 
 import os
+import signal
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _fail_if_skipped(report, what):

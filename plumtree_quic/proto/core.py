@@ -328,7 +328,7 @@ class Core:
                         self._seeds.member_left(node_id, now)
                 case _:
                     continue
-            self._plumtree.set_protected(self._overlay.protected())
+            self._plumtree.set_overlay(self._overlay.protected(), mesh=self._overlay.is_mesh())
         for effect in out:
             if isinstance(effect, Link | Unlink):
                 self._note_wanted(effect.peer, now)

@@ -51,8 +51,6 @@ from plumtree_quic.proto.seen import Intervals
 
 __all__ = ["Counters", "Plumtree"]
 
-# A full mesh has at most this many links when max_peers is None (ARCHITECTURE section 7).
-FULL_MESH_LINKS_MAX = 16
 # After this long without an origin its links may all be others: its tree starts again.
 ORIGIN_IDLE_S = 600.0
 # How often in a row a link must be first before it becomes the parent.
@@ -204,6 +202,7 @@ class Plumtree:
         self._all = 0
         self._congested = 0
         self._protected: tuple[NodeId, ...] = ()
+        self._mesh = True
         self._origins: dict[MemberKey, _Origin] = {}
         self._streams: dict[StreamKey, _Stream] = {}
         self._own = self._make_stream(_Origin(me), epoch)
@@ -304,9 +303,16 @@ class Plumtree:
             self._congested &= ~link.bit
         return []
 
-    def set_protected(self, peers: Sequence[NodeId]) -> None:
-        """These peers' grafts are never refused for max_eager_peers."""
-        self._protected = tuple(peers)
+    def set_overlay(self, protected: Sequence[NodeId], *, mesh: bool) -> None:
+        """What the overlay is now.
+
+        Args:
+            protected: peers whose grafts are never refused for max_eager_peers.
+            mesh: everybody is linked with everybody; a new origin is then pushed on all links,
+                else on `eager_fanout` of them.
+        """
+        self._protected = tuple(protected)
+        self._mesh = mesh
 
     def rebalance(self) -> None:
         """Let every tree start again from `eager_fanout` links with the origin's next bundle."""
@@ -524,7 +530,7 @@ class Plumtree:
                 # Announced, so its tree is there: others graft us if they lack it.
                 origin.started = True
             else:
-                self._start_tree(origin, link, effects)
+                self._start_tree(origin, link, known, effects)
         origin.heard_at = now
         self.counters.tree_delivered += 1
         came_by = link.peer if link is not None and not repair else None
@@ -584,8 +590,13 @@ class Plumtree:
             if link.origins_pushed == 0:
                 effects.append(PeerDemoted(link.peer))
 
-    def _start_tree(self, origin: _Origin, source: _Link | None, effects: list[Effect]) -> None:
-        """Choose where an origin is pushed first: prunes make a tree of it."""
+    def _start_tree(
+        self, origin: _Origin, source: _Link | None, known: int, effects: list[Effect]
+    ) -> None:
+        """Choose where an origin is pushed first: prunes make a tree of it.
+
+        known: a bit per link that has announced this first bundle; it would prune us with the next.
+        """
         candidates = [
             link
             for link in self._links.values()
@@ -594,8 +605,9 @@ class Plumtree:
         if not candidates:
             return
         origin.started = True
+        candidates = [link for link in candidates if not link.bit & known]
         config = self._config
-        if len(self._links) > (config.max_peers or FULL_MESH_LINKS_MAX):
+        if not self._mesh:
             count = min(config.eager_fanout, len(candidates))
             candidates = self._rng.sample(candidates, count)
         for link in candidates:

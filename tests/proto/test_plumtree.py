@@ -36,9 +36,10 @@ ORIGIN = key("o")
 P = [node(f"p{i}") for i in range(40)]
 
 
-def up(links=4, *, config=LAN, now=0.0, seed=0):
+def up(links=4, *, config=LAN, now=0.0, seed=0, mesh=True):
     """A core with links to P[0], P[1], ... that has had its greeting and found nothing in it."""
     me = core(config=config, seed=seed)
+    me.set_overlay((), mesh=mesh)
     for peer in P[:links]:
         me.link_up(peer, now)
     if links:
@@ -127,20 +128,35 @@ def test_in_a_full_mesh_a_new_origin_starts_on_every_link():
 
 @pytest.mark.parametrize("fanout", [2, 5])
 def test_eager_fanout_is_where_a_new_origin_starts_outside_of_a_full_mesh(fanout):
-    me = up(17, config=attrs.evolve(LAN, eager_fanout=fanout))
+    me = up(12, config=attrs.evolve(LAN, eager_fanout=fanout), mesh=False)
     peers = pushed_to(me.receive(P[0], gossip(1), 0.0))
     assert len(set(peers) - {P[0]}) == fanout
 
 
-def test_max_peers_bounds_the_full_mesh():
-    config = attrs.evolve(LAN, max_peers=8, eager_fanout=2)
-    assert len(pushed_to(up(8, config=config).receive(P[0], gossip(1), 0.0))) == 7
-    assert len(pushed_to(up(9, config=config).receive(P[0], gossip(1), 0.0))) == 2
+@pytest.mark.parametrize("mesh", [False, True])
+def test_an_origin_does_not_start_on_a_link_that_has_announced_it(mesh):
+    """Its push would be kept back this time, and be a duplicate with the next bundle."""
+    config = attrs.evolve(LAN, eager_fanout=3)
+    me = up(5, config=config, mesh=mesh)
+    for peer in P[1:4]:
+        me.receive(peer, ihave(1), 0.0)
+    assert pushed_to(me.receive(P[0], gossip(1), 0.01)) == [P[4]]
+    assert pushed_to(me.receive(P[0], gossip(2), 0.02)) == [P[4]]
+
+
+def test_an_origin_that_everybody_has_announced_starts_on_no_link():
+    me = up(3)
+    for peer in P[1:3]:
+        me.receive(peer, ihave(1), 0.0)
+    assert pushed_to(me.receive(P[0], gossip(1), 0.01)) == []
+    assert pushed_to(me.receive(P[0], gossip(2), 0.02)) == []
+    assert repairs(me.receive(P[1], ask((2, 2), promote=True), 0.1)) == [(P[1], 2)]
+    assert pushed_to(me.receive(P[0], gossip(3), 0.2)) == [P[1]]
 
 
 def test_where_an_origin_starts_depends_on_the_seed_alone():
     def starts(seed):
-        me = up(30, seed=seed)
+        me = up(30, seed=seed, mesh=False)
         return [pushed_to(me.receive(P[0], gossip(1, origin=f"o{n}"), 0.0)) for n in range(5)]
 
     assert starts(1) == starts(1)
@@ -861,7 +877,7 @@ def test_max_eager_peers_bounds_pushes_and_a_graft_over_it_is_served_and_answere
 
 def test_a_protected_link_is_never_refused_for_a_cap():
     me = up(6, config=attrs.evolve(LAN, max_eager_peers=2))
-    me.set_protected([P[5]])
+    me.set_overlay([P[5]], mesh=True)
     me.receive(P[0], gossip(1), 0.0)
     me.receive(P[5], Prune((ORIGIN,)), 0.5)
     assert refusals(me.receive(P[5], ask((1, 1), promote=True), 1.0)) == []

@@ -30,6 +30,18 @@ def test_the_first_broadcast_after_the_join_reaches_everyone(preset, size):
     assert cluster.report().expected == size - 1
 
 
+@pytest.mark.parametrize("fanout", [2, 3])
+def test_on_rings_a_first_broadcast_is_pushed_on_eager_fanout_links_and_reaches_everyone(fanout):
+    cluster = Cluster(config=PlumtreeConfig(eager_fanout=fanout), seed=fanout)
+    hosts = cluster.ready(30)
+    hosts[-1].publish()
+    assert cluster.run(10.0, cluster.settled)
+    report = cluster.report()
+    assert report.lost == 0
+    # Each of 30 nodes pushes it on `fanout` links at most; a flood of rings costs about 10.
+    assert fanout - 1.5 < report.rmr_total < fanout
+
+
 def test_m03_one_of_eight_is_killed_suspected_within_four_seconds_and_declared_failed():
     cluster = Cluster(seed=8)
     cluster.ready(8)
