@@ -25,6 +25,13 @@ Membership (SWIM, Das et al. 2002; Lifeguard, Dadgar et al. 2018)::
     A --- Facts(suspect B) ------> all          B did not answer; every monitor of B probes at once
     B --- Facts(alive B, inc+1) -> all          B refutes
 
+Signatures: a bundle, a record and a fact are signed by who speaks them, under a certificate that
+is named by 16 bytes. Who does not know it asks the link that brought the thing::
+
+    A --- Gossip(bundle) --------> B            signed under a key_id that B has not seen
+    B --- CertificatesWanted ----> A            the bundle waits
+    A --- Certificates ----------> B            judged like a peer's own; then the bundle is
+
 A `Record` says who a member is and where, signed by the member; it travels on the sync lane only. A
 `Fact` is one short signed statement about a member and travels at once. A `Row` is a hint: it
 chooses what to fetch and changes nothing else.
@@ -46,6 +53,8 @@ __all__ = [
     "Announcement",
     "BucketHashes",
     "Bundle",
+    "Certificates",
+    "CertificatesWanted",
     "Compression",
     "Credit",
     "Digest",
@@ -266,6 +275,27 @@ class Goodbye:
     reason: str = ""
 
 
+@attrs.frozen
+class CertificatesWanted:
+    """Asks for the certificates under which something that this link brought was signed.
+
+    `key_ids`: 16 bytes each, at most 64. The receiver, which has verified what it passed on,
+    answers with Certificates, and leaves out what it no longer has.
+    """
+
+    key_ids: tuple[bytes, ...]
+
+
+@attrs.frozen
+class Certificates:
+    """Certificate chains that were asked for, each leaf first, as DER.
+
+    The receiver judges each as it would judge a peer's; one that it did not ask for is ignored.
+    """
+
+    chains: tuple[tuple[bytes, ...], ...]
+
+
 # --- graft lane ---------------------------------------------------------------------------------
 
 
@@ -478,6 +508,8 @@ Message = (
     | Wanted
     | Facts
     | Goodbye
+    | CertificatesWanted
+    | Certificates
     | Graft
     | Prune
     | GraftRefused
@@ -500,6 +532,8 @@ LANE_OF: dict[type, Lane] = {
     Wanted: Lane.CONTROL,
     Facts: Lane.CONTROL,
     Goodbye: Lane.CONTROL,
+    CertificatesWanted: Lane.CONTROL,
+    Certificates: Lane.CONTROL,
     Graft: Lane.GRAFT,
     Prune: Lane.GRAFT,
     GraftRefused: Lane.GRAFT,

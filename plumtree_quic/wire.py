@@ -31,6 +31,8 @@ from plumtree_quic.messages import (
     Announcement,
     BucketHashes,
     Bundle,
+    Certificates,
+    CertificatesWanted,
     Compression,
     Credit,
     Digest,
@@ -88,6 +90,7 @@ __all__ = [
     "pack_record",
     "parse_bundle",
     "parse_record",
+    "signed_parts",
     "varint",
 ]
 
@@ -108,6 +111,8 @@ TOPICS_MAX = 16
 META_BYTES_MAX = 512
 ADDRESSES_MAX = 8
 ADDRESS_BYTES_MAX = 262
+CERTIFICATES_WANTED_MAX = 64
+CERTIFICATES_FRAME_BYTES_MAX = 61_440
 CHAIN_CERTIFICATES_MAX = 4
 CERTIFICATE_BYTES_MAX = 4_096
 SIGNATURE_BYTES_MAX = 512
@@ -129,6 +134,7 @@ _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u206
 
 # Type bytes; the high nibble is the lane, datagrams are 0x7_.
 _HELLO, _CREDIT, _WANTED, _FACTS, _GOODBYE = 0x01, 0x02, 0x03, 0x04, 0x05
+_CERTIFICATES_WANTED, _CERTIFICATES = 0x06, 0x07
 _GRAFT, _PRUNE, _REFUSED = 0x11, 0x12, 0x13
 _IHAVE = 0x21
 _GOSSIP = 0x31
@@ -312,6 +318,27 @@ def _pull_signed(blob: object, bytes_max: int, fields_min: int) -> tuple[tuple[A
     return _unpack_array(signed, fields_min), _binary(fields[1], 0, SIGNATURE_BYTES_MAX)
 
 
+def _chain(value: object, least: int) -> tuple[bytes, ...]:
+    chain = tuple(
+        _binary(item, 1, CERTIFICATE_BYTES_MAX) for item in _array(value, CHAIN_CERTIFICATES_MAX)
+    )
+    if len(chain) < least:
+        raise WireError("a certificate chain is empty")
+    return chain
+
+
+def signed_parts(thing: Bundle | Record | Fact) -> tuple[bytes, bytes]:
+    """Return (header, body) of something decoded, as the wire has them: what a signature covers.
+
+    The body is empty for records and facts. Neither the signature nor a hop count is in them.
+    """
+    raw = thing.raw
+    if isinstance(thing, Bundle):
+        return raw[2 : 2 + int.from_bytes(raw[:2], "big")], raw[thing.body_at :]
+    fields = _unpack_array(raw, 2)
+    return _binary(fields[0], 1, len(raw)), b""
+
+
 # --- records and facts --------------------------------------------------------------------------
 
 
@@ -373,10 +400,7 @@ def parse_record(raw: bytes) -> Record:
         zone=_text(fields[4], 64),
         meta=_binary(fields[5], 0, META_BYTES_MAX),
         valid_until=_integer(fields[6], 0, MILLISECONDS_MAX),
-        chain=tuple(
-            _binary(item, 1, CERTIFICATE_BYTES_MAX)
-            for item in _array(fields[7], CHAIN_CERTIFICATES_MAX)
-        ),
+        chain=_chain(fields[7], 0),
         algorithm=_signature_algorithm(fields[8]),
         key_id=_empty_or_16(fields[9]),
         signed_at=_integer(fields[10], 0, MILLISECONDS_MAX),
@@ -654,6 +678,10 @@ def encode(message: Message) -> bytes:
             return bytes((_WANTED, wanted))
         case Goodbye(code, reason):
             return bytes((_GOODBYE,)) + _pack((code, reason))
+        case CertificatesWanted(key_ids):
+            return bytes((_CERTIFICATES_WANTED,)) + b"".join(key_ids)
+        case Certificates(chains):
+            return bytes((_CERTIFICATES,)) + _pack(chains)
         case Hello():
             return bytes((_HELLO,)) + _pack(
                 (
@@ -732,6 +760,18 @@ def _decode_facts(body: bytes) -> Facts:
 def _decode_goodbye(body: bytes) -> Goodbye:
     fields = _unpack_array(body[1:], 2)
     return Goodbye(_integer(fields[0], 0, 0xFFFF), _text(fields[1], 128))
+
+
+def _decode_certificates_wanted(body: bytes) -> CertificatesWanted:
+    if len(body) % 16 != 1 or not 17 <= len(body) <= 1 + 16 * CERTIFICATES_WANTED_MAX:
+        raise WireError("wanted certificates are not a list of key ids")
+    return CertificatesWanted(tuple(body[at : at + 16] for at in range(1, len(body), 16)))
+
+
+def _decode_certificates(body: bytes) -> Certificates:
+    if len(body) > CERTIFICATES_FRAME_BYTES_MAX:
+        raise WireError("a frame of certificates is too long")
+    return Certificates(tuple(_chain(item, 1) for item in _unpack_array(body[1:], 0)))
 
 
 def _decode_graft(body: bytes) -> Graft:
@@ -832,6 +872,8 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     _WANTED: _decode_wanted,
     _FACTS: _decode_facts,
     _GOODBYE: _decode_goodbye,
+    _CERTIFICATES_WANTED: _decode_certificates_wanted,
+    _CERTIFICATES: _decode_certificates,
     _GRAFT: _decode_graft,
     _PRUNE: _decode_prune,
     _REFUSED: _decode_refused,

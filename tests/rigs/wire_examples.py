@@ -13,6 +13,8 @@ from plumtree_quic.messages import (
     Ack,
     Announcement,
     BucketHashes,
+    Certificates,
+    CertificatesWanted,
     Credit,
     Digest,
     DigestRow,
@@ -109,6 +111,11 @@ STREAMS: dict[str, tuple[Message, ...]] = {
     "wanted": (Wanted(True), Wanted(False)),
     "facts": (Facts((SUSPECT, ALIVE, LEFT)), Facts(())),
     "goodbye": (Goodbye(0x10, "maintenance"), Goodbye(0)),
+    "certificates wanted": (CertificatesWanted((bytes(range(16)), b"k" * 16)),),
+    "certificates": (
+        Certificates(((b"leaf certificate", b"intermediate certificate"), (b"other leaf",))),
+        Certificates(()),
+    ),
     "graft": (
         Graft(
             (

@@ -6,8 +6,16 @@ import pytest
 from plumtree_quic import wire
 from plumtree_quic.errors import WireError
 from plumtree_quic.ids import NodeId
-from plumtree_quic.messages import Announcement, Credit, IHave, Lane, Records
-from tests.rigs.wire_examples import ALIVE, EPOCH, KEY_A, KEY_B, RECORD, frames, read
+from plumtree_quic.messages import (
+    Announcement,
+    Certificates,
+    CertificatesWanted,
+    Credit,
+    IHave,
+    Lane,
+    Records,
+)
+from tests.rigs.wire_examples import ALIVE, BUNDLE, EPOCH, KEY_A, KEY_B, RECORD, frames, read
 
 
 def pack(*fields):
@@ -246,3 +254,35 @@ def test_a_frame_of_records_is_refused_above_its_limit():
     assert len(wire.decode(Lane.SYNC, body).records) == fits
     with pytest.raises(WireError, match="records is too long"):
         wire.decode(Lane.SYNC, wire.encode(Records((record,) * (fits + 1))))
+
+
+def test_a_frame_of_certificates_is_refused_above_its_limit():
+    chain = (bytes(3_000),)
+    fits = (wire.CERTIFICATES_FRAME_BYTES_MAX - 8) // 3_004
+    body = wire.encode(Certificates((chain,) * fits))
+    assert len(wire.decode(Lane.CONTROL, body).chains) == fits
+    with pytest.raises(WireError, match="certificates is too long"):
+        wire.decode(Lane.CONTROL, wire.encode(Certificates((chain,) * (fits + 1))))
+
+
+def test_a_chain_of_certificates_has_one_to_four_of_them():
+    assert wire.decode(Lane.CONTROL, wire.encode(Certificates(((b"x",) * 4,))))
+    for chain in ((), (b"x",) * 5, (b"",), (bytes(wire.CERTIFICATE_BYTES_MAX + 1),)):
+        with pytest.raises(WireError):
+            wire.decode(Lane.CONTROL, wire.encode(Certificates((chain,))))
+
+
+@pytest.mark.parametrize("count", [0, wire.CERTIFICATES_WANTED_MAX + 1])
+def test_wanted_certificates_are_1_to_64_key_ids(count):
+    with pytest.raises(WireError, match="key ids"):
+        wire.decode(Lane.CONTROL, wire.encode(CertificatesWanted((bytes(16),) * count)))
+    with pytest.raises(WireError, match="key ids"):
+        wire.decode(Lane.CONTROL, wire.encode(CertificatesWanted((bytes(15),))))
+
+
+@pytest.mark.parametrize("thing", [RECORD, ALIVE, BUNDLE], ids=lambda each: type(each).__name__)
+def test_what_is_signed_is_what_the_signer_was_given(thing):
+    header, body = wire.signed_parts(thing)
+    assert header in thing.raw
+    assert thing.raw.endswith(body)
+    assert thing.signature not in header + body or not thing.signature

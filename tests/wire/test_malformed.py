@@ -50,6 +50,7 @@ PACKED = {  # type byte -> fields of one valid message that is a msgpack array
 }
 LISTS = {  # type byte -> one item of a message that is a list of items
     0x04: ALIVE.raw,
+    0x07: (b"leaf", b"intermediate"),
     0x11: (KEY_A, EPOCH, ((1, 2),), True),
 }
 
@@ -138,7 +139,7 @@ def test_f02_a_frame_cut_at_any_byte_delivers_nothing(name):
             # A list without count or a payload without length may end earlier, never differ.
             assert type(got) is type(message)
             assert got != message
-            assert body[0] in (0x02, 0x12, 0x21, 0x42, 0x45, 0x51)
+            assert body[0] in (0x02, 0x06, 0x12, 0x21, 0x42, 0x45, 0x51)
 
 
 # --- F-04 .. F-07 -------------------------------------------------------------------------------

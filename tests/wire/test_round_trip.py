@@ -13,6 +13,8 @@ from plumtree_quic.messages import (
     Ack,
     Announcement,
     BucketHashes,
+    Certificates,
+    CertificatesWanted,
     Compression,
     Credit,
     Digest,
@@ -168,6 +170,12 @@ MESSAGES = {
         st.lists(member_rows, max_size=10).map(tuple),
         st.booleans(),
     ),
+    CertificatesWanted: st.lists(
+        st.binary(min_size=16, max_size=16), min_size=1, max_size=wire.CERTIFICATES_WANTED_MAX
+    ).map(lambda each: CertificatesWanted(tuple(each))),
+    Certificates: st.lists(
+        st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=4).map(tuple), max_size=8
+    ).map(lambda each: Certificates(tuple(each))),
     RecordsWanted: st.lists(keys, min_size=1, max_size=20).map(
         lambda each: RecordsWanted(tuple(each))
     ),
