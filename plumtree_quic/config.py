@@ -341,6 +341,12 @@ class PlumtreeConfig:
     """Seconds for which a broadcast waits for company in its bundle; 0 is the end of the loop
     iteration. Longer: fewer, larger bundles, that much more latency. 0 s."""
 
+    sign: str = _one_of("all", ("all", "off"))
+    """"all" signs every bundle, record and fact with the node's certificate, and believes nothing
+    that is not signed by who is said to have spoken it. "off" trusts every relay instead: a member
+    can then forge what others say. All nodes of a cluster must agree; links between nodes that do
+    not are refused. "off" saves a signature and a verification a bundle. "all"."""
+
     lane_window: int = _count(262_144, 139_264, 16_777_216)
     """Bytes that may be on the way on one lane of one link before the receiver has consumed them.
     At least two frames of the largest size, or credit could stall. More: more throughput on long

@@ -24,10 +24,13 @@ from plumtree_quic.messages import (
     Bundle,
     Direct,
     Fact,
+    Feature,
     Gossip,
     GraftRefused,
+    Hello,
     Lane,
     MemberState,
+    Message,
     Record,
     RefusedReason,
     Repair,
@@ -53,6 +56,7 @@ from plumtree_quic.proto.effects import (
     Deliver,
     DialSeed,
     Effect,
+    Equivocated,
     Link,
     Push,
     Send,
@@ -62,6 +66,9 @@ from plumtree_quic.proto.effects import (
     Unlink,
 )
 from plumtree_quic.security.credentials import QuicConfig
+from plumtree_quic.security.gate import Gate, Refusal, Unsigned
+from plumtree_quic.security.keyring import KeyRing, Verdict
+from plumtree_quic.security.signatures import Kind, Signer, fact_kind
 
 __all__ = ["Driver", "Sink", "advertised_address"]
 
@@ -74,6 +81,8 @@ BLOCKED_S = 0.25
 BLOCKED_S_MAX = 1.0
 # Answers to grafts wait in a budget of their own; what is beyond it is answered "busy".
 REPAIR_BACKLOG_BYTES = 65_536
+# How often certificates that nothing refers to any more are looked for.
+RING_SWEEP_S = 60.0
 # The timer fires at least this often, so that a stalled loop notices its own lateness.
 HEARTBEAT_S = 1.0
 # Our first bundle is flooded and makes our tree; it holds one message, and what follows waits for
@@ -185,6 +194,20 @@ class Driver:
         self._judge = judge
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
         self.epoch = epoch
+        self._signer: Signer | None = None
+        self._ring: KeyRing | None = None
+        self._ring_swept_at = 0.0
+        if config.sign == "all":
+            self._signer = Signer(quic.credentials)
+            self._ring = KeyRing(
+                quic.credentials, wall_ms=_wall_ms, retention_s=config.message_cache_ttl
+            )
+        self._gate = Gate(
+            self._ring if self._ring is not None else Unsigned(),
+            # Not bound methods: the core is made anew when our epoch must rise.
+            seen=lambda bundle: self.core.has_seen(bundle),  # noqa: PLW0108
+            differs=lambda bundle: self.core.differs(bundle),  # noqa: PLW0108
+        )
         self.counters = Counters()
         self.trace_copy: Callable[[Bundle], None] | None = None
         self.started = False
@@ -217,7 +240,7 @@ class Driver:
         self._congested: dict[NodeId, float] = {}
         self._strikes: dict[NodeId, int] = {}
         self._malformed_told_at = float("-inf")
-        self._gate: deque[asyncio.Future[None]] = deque()
+        self._egress_waiters: deque[asyncio.Future[None]] = deque()
         self._idle_waiters: deque[asyncio.Future[None]] = deque()
         self._direct_waiters: dict[NodeId, deque[asyncio.Future[None]]] = {}
         # Dials to seeds that have neither been greeted nor failed.
@@ -248,6 +271,8 @@ class Driver:
                 # Not bound methods: the core is made anew when our epoch must rise.
                 yours=lambda peer: self.core.yours(peer),  # noqa: PLW0108
                 wanted=lambda peer: self.core.wants(peer),  # noqa: PLW0108
+                features=0 if self._ring is not None else Feature.UNSIGNED,
+                judge_hello=self._judge_hello,
             )
             self.core = self._make_core()
         except BaseException:
@@ -274,12 +299,15 @@ class Driver:
         epoch, address = self.epoch, self.address
 
         def make_record(incarnation: int) -> Record:
+            signer = self._signer
             return wire.build_record(
                 node_id=node_id,
                 epoch=epoch,
                 incarnation=incarnation,
                 addresses=(address,),
                 valid_until=_wall_ms() + RECORD_VALID_MS,
+                chain=signer.chain if signer is not None else (),
+                **self._signed(Kind.RECORD),
             )
 
         def make_fact(
@@ -291,6 +319,7 @@ class Driver:
                 incarnation=incarnation,
                 state=state,
                 signer=own_key,
+                **self._signed(fact_kind(state)),
             )
 
         return Core(
@@ -302,6 +331,25 @@ class Driver:
             wall_ms=_wall_ms,
             judge=self._judge,
         )
+
+    def _signed(self, kind: Kind) -> wire.Signed:
+        """What wire.build_* needs to sign in our name now."""
+        signer = self._signer
+        if signer is None:
+            return {}
+        return {
+            "algorithm": signer.algorithm,
+            "key_id": signer.key_id,
+            "signed_at": _wall_ms(),
+            "sign": signer.sign(kind),
+        }
+
+    def _judge_hello(self, hello: Hello, now: float) -> tuple[Hello, str]:
+        hello, verdict = self._gate.check_hello(self._quic.node_id, hello, now)
+        if verdict is Verdict.GOOD:
+            return hello, ""
+        self._note_refusal(hello.record.node_id, Refusal("hello", verdict, hello.record.key_id))
+        return hello, verdict.value
 
     def seeds(self, addresses: Sequence[str]) -> None:
         """Dial these seeds now, and again until they answer."""
@@ -380,7 +428,11 @@ class Driver:
             for task in self._resolving:
                 task.cancel()
             self._socket.close()
-            for waiters in (self._gate, self._idle_waiters, *self._direct_waiters.values()):
+            for waiters in (
+                self._egress_waiters,
+                self._idle_waiters,
+                *self._direct_waiters.values(),
+            ):
                 self._wake(waiters)
 
     # --- publishing -----------------------------------------------------------------------------
@@ -399,7 +451,7 @@ class Driver:
             remaining = deadline - self._loop.time()
             if remaining <= 0:
                 return
-            await self._wait(self._gate, remaining)
+            await self._wait(self._egress_waiters, remaining)
 
     def accept(self, topic: str, payload: bytes) -> tuple[int, bool]:
         """Number one message. Returns its seq, and whether a bundle became full with it."""
@@ -440,6 +492,7 @@ class Driver:
             messages=messages,
             zstd_level=compression.level if compression.enabled else None,
             zstd_bytes_min=compression.min_payload_size,
+            **self._signed(Kind.BUNDLE),
         )
         self.counters.bundles_built += 1
         self.counters.bundle_bytes_built += len(bundle.raw)
@@ -488,6 +541,13 @@ class Driver:
     def net_counters(self) -> dict[str, int]:
         """What the endpoint has counted since the start, by name."""
         return attrs.asdict(self._endpoint.counters)
+
+    def security_counters(self) -> dict[str, int]:
+        """What was verified and refused since the start, by name."""
+        counters = attrs.asdict(self._gate.counters)
+        if self._ring is not None:
+            counters |= attrs.asdict(self._ring.counters)
+        return counters
 
     def linked(self, peer: NodeId) -> bool:
         """Whether a greeted link to `peer` is up."""
@@ -563,6 +623,12 @@ class Driver:
             return
         if self._dials:
             self._settle_dials(now)
+        deadline = self._gate.next_deadline()
+        if deadline is not None and deadline <= now:
+            self._gate.advance(now)
+        if self._ring is not None and now >= self._ring_swept_at + RING_SWEEP_S:
+            self._ring_swept_at = now
+            self._ring.expire(now)
         core = self.core
         deadline = core.next_deadline()
         if deadline is not None and deadline <= now:
@@ -579,8 +645,8 @@ class Driver:
         if self._endpoint.has_events:
             # A link that ended while it was flushed, for instance.
             self._schedule_turn()
-        if self._gate and self.egress_open:
-            self._wake(self._gate)
+        if self._egress_waiters and self.egress_open:
+            self._wake(self._egress_waiters)
         if self._idle_waiters and self._is_idle():
             self._wake(self._idle_waiters)
 
@@ -589,7 +655,11 @@ class Driver:
         if now >= self._beat:
             self._beat = now + HEARTBEAT_S
         deadline = self._beat
-        for when in (self._endpoint.next_deadline(), self.core.next_deadline()):
+        for when in (
+            self._endpoint.next_deadline(),
+            self.core.next_deadline(),
+            self._gate.next_deadline(),
+        ):
             if when is not None and when < deadline:
                 deadline = when
         if self._outbox and self._outbox_due < deadline:
@@ -629,16 +699,11 @@ class Driver:
 
     def _on_event(self, event: Event, now: float) -> None:
         match event:
-            case Received(link, peer, message):
-                if isinstance(message, Gossip | Repair):
-                    self._on_bundle(peer, message, now)
-                elif isinstance(message, Direct):
+            case Received(link, peer, message) | DatagramReceived(link, peer, message):
+                if isinstance(message, Direct):
                     self._sink.direct(peer, message)
                 else:
-                    self._perform(self.core.receive(peer, message, now), now)
-                self._heard(link, peer, now)
-            case DatagramReceived(link, peer, message):
-                self._perform(self.core.receive(peer, message, now), now)
+                    self._admit(link, peer, message, now)
                 self._heard(link, peer, now)
             case Fresh(link, peer):
                 self._heard(link, peer, now)
@@ -662,6 +727,7 @@ class Driver:
                 self._congested.pop(peer, None)
                 self._held.discard(peer)
                 self._strikes.pop(peer, None)
+                self._gate.link_down(peer)
                 self._unblock(peer)
                 self._wake(self._direct_waiters.pop(peer, deque()))
                 self._perform(self.core.link_down(peer, now), now)
@@ -670,14 +736,62 @@ class Driver:
             case SecurityEvent(kind, fields):
                 self._sink.security_event(kind, fields)
 
+    def _admit(self, link: NetLink, peer: NodeId, message: Message, now: float) -> None:
+        """Let through what is proved; a bundle is counted as a copy whatever becomes of it."""
+        if isinstance(message, Gossip | Repair):
+            bundle = message.bundle
+            if type(message) is Gossip:
+                self.counters.copies_gossip += bundle.count
+            else:
+                self.counters.copies_repair += bundle.count
+            if self.trace_copy is not None:
+                self.trace_copy(bundle)
+        admitted = self._gate.admit(peer, message, now)
+        for reply in admitted.replies:
+            link.send(reply)
+        for refusal in admitted.refusals:
+            self._note_refusal(peer, refusal)
+            if refusal.verdict.is_strike:
+                reason = f"{refusal.what}: {refusal.verdict.value}"
+                self._perform([Strike(peer, reason)], now)
+        for each in admitted.messages:
+            if isinstance(each, Gossip | Repair):
+                self._on_bundle(peer, each, now)
+            else:
+                self._perform(self.core.receive(peer, each, now), now)
+
+    def _note_refusal(self, peer: NodeId, refusal: Refusal) -> None:
+        self._sink.security_event(
+            "signature.refused",
+            {
+                "peer": peer,
+                "what": refusal.what,
+                "reason": refusal.verdict.value,
+                "key_id": refusal.key_id.hex(),
+            },
+        )
+
+    def _on_equivocation(self, effect: Equivocated, now: float) -> None:
+        """An origin said two things under one number, and signed both: the proof is kept."""
+        bundle, held = effect.bundle, effect.held
+        origin = self.core.table.node_id_of(bundle.origin)
+        self._sink.security_event(
+            "origin.equivocated" if origin != self._quic.node_id else "identity.conflict",
+            {
+                "origin": origin or bundle.origin.hex(),
+                "epoch": bundle.epoch,
+                "first": bundle.first,
+                "last": bundle.last,
+                "header": bundle.header.hex(),
+                "signature": bundle.signature.hex(),
+                "held_header": held.header.hex() if held is not None else "",
+                "held_signature": held.signature.hex() if held is not None else "",
+            },
+        )
+        if origin is not None:
+            self._strike(Strike(origin, "two bundles under one number"), now)
+
     def _on_bundle(self, peer: NodeId, message: Gossip | Repair, now: float) -> None:
-        bundle = message.bundle
-        if type(message) is Gossip:
-            self.counters.copies_gossip += bundle.count
-        else:
-            self.counters.copies_repair += bundle.count
-        if self.trace_copy is not None:
-            self.trace_copy(bundle)
         self._source = peer
         try:
             self._perform(self.core.receive(peer, message, now), now)
@@ -705,6 +819,7 @@ class Driver:
         logger.info(
             "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
         )
+        self._gate.link_up(peer, now)
         self._perform(self.core.link_up(peer, hello, now, seed), now)
         if seed is not None:
             self._forget_dials(seed)
@@ -793,6 +908,8 @@ class Driver:
             self._dial_seed(effect.address)  # type: ignore[union-attr]
         elif kind is Strike:
             self._strike(effect, now)  # type: ignore[arg-type]
+        elif kind is Equivocated:
+            self._on_equivocation(effect, now)  # type: ignore[arg-type]
         elif kind is Superseded:
             self._sink.superseded(effect.epoch)  # type: ignore[union-attr]
         else:

@@ -40,7 +40,7 @@ Sequence numbers start at 1; ranges are inclusive pairs ``(first, last)``; wall-
 milliseconds since 1970; epochs are such times too.
 """
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import attrs
 
@@ -63,6 +63,7 @@ __all__ = [
     "DirectKind",
     "Fact",
     "Facts",
+    "Feature",
     "Goodbye",
     "Gossip",
     "Graft",
@@ -215,8 +216,26 @@ class Bundle:
         """The sequence number of the last message inside."""
         return self.first + self.count - 1
 
+    @property
+    def header(self) -> bytes:
+        """The header as it is signed."""
+        return self.raw[2 : 2 + int.from_bytes(self.raw[:2], "big")]
+
+    def says_the_same(self, other: "Bundle") -> bool:
+        """Whether header and body are equal: one thing can have many valid signatures."""
+        return self.raw == other.raw or (
+            self.header == other.header and self.raw[self.body_at :] == other.raw[other.body_at :]
+        )
+
 
 # --- control lane -------------------------------------------------------------------------------
+
+
+class Feature(IntFlag):
+    """What a node says of itself in hello. Bits that the receiver does not know are ignored."""
+
+    UNSIGNED = 1
+    """The node signs nothing and checks no signatures; both ends of a link must agree on it."""
 
 
 @attrs.frozen

@@ -776,7 +776,8 @@ class Node:
     def stats(self) -> dict[str, int]:
         """Counters since the start; plain integers, cheap to read.
 
-        Those of failure detection begin with swim_, those of the UDP endpoint with net_.
+        Those of failure detection begin with swim_, those of the UDP endpoint with net_, those of
+        what waits for certificates or was refused with gate_, those of signatures with keys_.
         """
         driver = self._running()
         return {
@@ -790,6 +791,7 @@ class Node:
             "parked_expired": driver.core.parked_expired,
             **{f"swim_{name}": count for name, count in driver.core.swim_counters().items()},
             **{f"net_{name}": count for name, count in driver.net_counters().items()},
+            **driver.security_counters(),
         }
 
     async def events(self) -> AsyncIterator[ClusterEvent]:

@@ -18,7 +18,7 @@ one zstd frame when the header says so. Varints are QUIC's (RFC 9000, section 16
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import msgpack
 import zstandard
@@ -79,6 +79,7 @@ __all__ = [
     "TOPIC_BYTES_MAX",
     "LinkDecoder",
     "LinkEncoder",
+    "Signed",
     "build_bundle",
     "build_fact",
     "build_record",
@@ -308,6 +309,15 @@ Sign = Callable[[bytes, bytes], bytes]
 """Signs (header, body) and returns the signature; empty when the cluster does not sign."""
 
 
+class Signed(TypedDict, total=False):
+    """The arguments of build_* that say who signs, and how; none of them: nobody does."""
+
+    algorithm: SignatureAlgorithm
+    key_id: bytes
+    signed_at: int
+    sign: Sign
+
+
 def _no_signature(_header: bytes, _body: bytes) -> bytes:
     return b""
 
@@ -332,11 +342,10 @@ def signed_parts(thing: Bundle | Record | Fact) -> tuple[bytes, bytes]:
 
     The body is empty for records and facts. Neither the signature nor a hop count is in them.
     """
-    raw = thing.raw
     if isinstance(thing, Bundle):
-        return raw[2 : 2 + int.from_bytes(raw[:2], "big")], raw[thing.body_at :]
-    fields = _unpack_array(raw, 2)
-    return _binary(fields[0], 1, len(raw)), b""
+        return thing.header, thing.raw[thing.body_at :]
+    fields = _unpack_array(thing.raw, 2)
+    return _binary(fields[0], 1, len(thing.raw)), b""
 
 
 # --- records and facts --------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import attrs
 from plumtree_quic import wire
 from plumtree_quic.errors import IdentityError, LinkError, PlumtreeError
 from plumtree_quic.ids import NodeId
-from plumtree_quic.messages import Hello, Record, Wanted
+from plumtree_quic.messages import Feature, Hello, Record, Wanted
 from plumtree_quic.net import engine as engines
 from plumtree_quic.net.budget import AcceptBudget
 from plumtree_quic.net.events import (
@@ -101,6 +101,9 @@ class _Pair:
         return [*self.contenders, *self.draining]
 
 
+_SIGN_DIFFERS = "one side signs, the other does not"
+
+
 class Endpoint:
     """One address, many links.
 
@@ -111,6 +114,9 @@ class Endpoint:
         record: returns our own record, for hello.
         yours: returns the newest record of a peer that we hold, for hello.
         wanted: whether the overlay wants a link to a peer, for hello.
+        features: what we say of ourselves in hello; a peer must say the same.
+        judge_hello: returns a hello without what the peer has not proved, and why it is refused,
+            or an empty string.
         admit: the admission policy (step 12 of the check).
         wall: the wall clock, for certificates alone.
     """
@@ -124,6 +130,8 @@ class Endpoint:
         record: Callable[[], Record],
         yours: Callable[[NodeId], Record | None],
         wanted: Callable[[NodeId], bool],
+        features: int = 0,
+        judge_hello: Callable[[Hello, float], tuple[Hello, str]] | None = None,
         admit: Callable[[NodeId], bool] | None = None,
         wall: Callable[[], datetime.datetime] | None = None,
     ) -> None:
@@ -133,6 +141,8 @@ class Endpoint:
         self._record = record
         self._yours = yours
         self._wanted = wanted
+        self._features = features
+        self._judge_hello = judge_hello
         self._admit = admit
         self._wall = wall if wall is not None else _wall
         self._me = credentials().node_id
@@ -510,7 +520,7 @@ class Endpoint:
         return Hello(
             major=wire.MAJOR,
             minor=wire.MINOR,
-            features=0,
+            features=self._features,
             cluster=self._credentials().cluster,
             record=self._record(),
             datagram_bytes_max=self._settings.packet_bytes,
@@ -533,6 +543,15 @@ class Endpoint:
         if hello.record.node_id != link.peer:
             link.close(CloseCode.IDENTITY_MISMATCH, "record of another identity", now)
             return
+        if (hello.features ^ self._features) & Feature.UNSIGNED:
+            link.close(CloseCode.VERSION, _SIGN_DIFFERS, now)
+            return
+        if self._judge_hello is not None:
+            hello, refusal = self._judge_hello(hello, now)
+            if refusal:
+                link.close(CloseCode.IDENTITY_MISMATCH, f"record is {refusal}", now)
+                return
+            link.hello = hello
         if link.dialled:
             link.greet(self._make_hello(link))
         self._half_open.pop(link, None)
@@ -764,9 +783,13 @@ class Endpoint:
                     "give both the same cluster name"
                 )
             case CloseCode.VERSION:
+                if link.close_reason == _SIGN_DIFFERS:
+                    return LinkError(f"{where}: {_SIGN_DIFFERS}; give all nodes the same `sign`")
                 return LinkError(f"{where} speaks another wire version; upgrade the older node")
             case CloseCode.IDENTITY_MISMATCH:
-                return IdentityError(f"{where} sent a record that is not of its certificate")
+                return IdentityError(
+                    f"{where} sent a record that is not its own: {link.close_reason}"
+                )
             case 0:
                 return LinkError(
                     f"no answer from {where} within {self._settings.handshake_s:g} s: nothing "

@@ -291,6 +291,14 @@ class Core:
         """The newest record of `peer` that we hold: for the hello to it."""
         return self.table.record_of(member_key(peer))
 
+    def has_seen(self, bundle: Bundle) -> bool:
+        """Whether all of `bundle` was delivered, refused, or before our time."""
+        return self._plumtree.has_seen(bundle)
+
+    def differs(self, bundle: Bundle) -> bool:
+        """Whether we hold something else under the first sequence number of `bundle`."""
+        return self._plumtree.differs(bundle)
+
     def wants(self, peer: NodeId) -> bool:
         """Whether our overlay wants a link to `peer`."""
         return self._overlay.wants(peer)

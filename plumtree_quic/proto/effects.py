@@ -14,6 +14,7 @@ __all__ = [
     "Deliver",
     "DialSeed",
     "Effect",
+    "Equivocated",
     "GraftFailed",
     "GraftSent",
     "Link",
@@ -188,6 +189,18 @@ class Strike:
     reason: str
 
 
+@attrs.frozen
+class Equivocated:
+    """`bundle` and `held` are both signed by their origin and contradict each other.
+
+    held: the one that came first and stands; None when it is no longer here, or when the bundle
+    claims to be our own and is not: then somebody else signs with our key.
+    """
+
+    bundle: Bundle
+    held: Bundle | None
+
+
 Effect = (
     Send
     | Push
@@ -208,4 +221,5 @@ Effect = (
     | MemberLeft
     | Superseded
     | Strike
+    | Equivocated
 )

@@ -37,6 +37,7 @@ from plumtree_quic.proto.cache import Cache, Held, Shelf
 from plumtree_quic.proto.effects import (
     Deliver,
     Effect,
+    Equivocated,
     GraftFailed,
     GraftSent,
     PeerDemoted,
@@ -370,7 +371,7 @@ class Plumtree:
             return []
         link.heard_at = now
         effects: list[Effect] = []
-        if self._is_new(stream, bundle):
+        if self._is_new(stream, bundle, effects):
             self.counters.tree_refused += 1
             self._take(stream, bundle, now)
             if isinstance(message, Gossip):
@@ -389,7 +390,7 @@ class Plumtree:
         effects: list[Effect] = []
         if stream is None:
             self.counters.tree_stale += 1
-        elif self._is_new(stream, bundle):
+        elif self._is_new(stream, bundle, effects):
             if self._has_room(stream, bundle, link, now):
                 origin = stream.origin
                 effects.append(Deliver(bundle, message.hop, link.peer))
@@ -418,7 +419,7 @@ class Plumtree:
         stream = self._open(bundle.origin, bundle.epoch)
         if stream is None:
             self.counters.tree_stale += 1
-        elif self._is_new(stream, bundle):
+        elif self._is_new(stream, bundle, effects):
             if self._has_room(stream, bundle, link, now):
                 self.counters.tree_repaired += 1
                 effects.append(Deliver(bundle, message.hop, link.peer))
@@ -446,26 +447,32 @@ class Plumtree:
             self._continue_backlog(link, now, effects)
         return effects
 
-    def _is_new(self, stream: _Stream, bundle: Bundle) -> bool:
-        """Whether nothing of `bundle` was seen; an overlap that is no duplicate is counted."""
+    def _is_new(self, stream: _Stream, bundle: Bundle, effects: list[Effect]) -> bool:
+        """Whether nothing of `bundle` was seen; an overlap that is no duplicate is told."""
         first, last = bundle.first, bundle.last
         seen = stream.seen
         if stream is self._own and not seen.covers(first, last):
             # Our own and not sent by us in this life: somebody else holds our key.
-            self.counters.tree_equivocations += 1
+            self._note_equivocation(bundle, None, effects)
             return False
         if not seen.overlaps(first, last):
             return True
+        held = stream.shelf.find(first)
         if seen.covers(first, last):
-            held = stream.shelf.find(first)
-            if held is not None and held.bundle.raw != bundle.raw:
-                self.counters.tree_equivocations += 1
+            if held is not None and not held.bundle.says_the_same(bundle):
+                self._note_equivocation(bundle, held.bundle, effects)
             return False
         if first <= stream.floor and not stream.shelf.held.overlaps(first, last):
             # Half of it was declared to be before our time: none of it was delivered.
             return True
-        self.counters.tree_equivocations += 1
+        self._note_equivocation(bundle, held.bundle if held is not None else None, effects)
         return False
+
+    def _note_equivocation(
+        self, bundle: Bundle, held: Bundle | None, effects: list[Effect]
+    ) -> None:
+        self.counters.tree_equivocations += 1
+        effects.append(Equivocated(bundle, held))
 
     def _has_room(self, stream: _Stream, bundle: Bundle, link: _Link, now: float) -> bool:
         """Whether the seen set can take `bundle`, giving up its lowest hole if need be."""
@@ -1288,6 +1295,12 @@ class Plumtree:
         """Whether all of `bundle` was delivered, refused, or before our time."""
         stream = self._streams.get((bundle.origin, bundle.epoch))
         return stream is not None and stream.seen.covers(bundle.first, bundle.last)
+
+    def differs(self, bundle: Bundle) -> bool:
+        """Whether something else is held under the first sequence number of `bundle`."""
+        stream = self._streams.get((bundle.origin, bundle.epoch))
+        held = stream.shelf.find(bundle.first) if stream is not None else None
+        return held is not None and not held.bundle.says_the_same(bundle)
 
     def eager(self, peer: NodeId) -> bool:
         """Whether we push at least one origin to `peer`."""

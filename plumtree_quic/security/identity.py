@@ -177,8 +177,10 @@ def check_chain(
     chain: Sequence[x509.Certificate],
     anchors: Sequence[x509.Certificate],
     now: datetime.datetime,
-) -> None:
+) -> list[x509.Certificate]:
     """Steps 5 (issuers), 8 and 9: dates, usages, and a path of at most two issuers to an anchor.
+
+    Returns the path that was found, leaf first, anchor last.
 
     Args:
         leaf: the node certificate, its key checked.
@@ -208,7 +210,7 @@ def check_chain(
         .build_client_verifier()
     )
     try:
-        verifier.verify(leaf, list(chain))
+        return verifier.verify(leaf, list(chain)).chain
     except (VerificationError, ValueError, UnsupportedAlgorithm) as error:
         raise CheckFailed(9, Alert.UNKNOWN_CA, "no path to a trusted CA", str(error))
 

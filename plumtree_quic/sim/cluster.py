@@ -37,7 +37,11 @@ from plumtree_quic.proto.effects import (
     Superseded,
     Unlink,
 )
+from plumtree_quic.security.gate import Gate, Refusal
+from plumtree_quic.security.keyring import Verdict
+from plumtree_quic.security.signatures import Kind, fact_kind
 from plumtree_quic.sim.faults import CALM, Blow, Storm, Weather
+from plumtree_quic.sim.keys import Authority, SimRing
 from plumtree_quic.sim.network import End, Network, Time
 from plumtree_quic.sim.network import Link as NetLink
 from plumtree_quic.sim.report import Journal, Life, Report, Violation
@@ -95,27 +99,46 @@ class Host:
         self._paused_until = 0.0
         self._checking = False
         self._rng = Random(f"{cluster.seed} {name} {epoch}")
+        self.key = cluster.authority.issue(self.id)
+        self.ring = SimRing(cluster.authority, self.key, cluster.wall_ms)
+        self.gate = Gate(
+            self.ring,
+            seen=lambda bundle: self.core.has_seen(bundle),  # noqa: PLW0108 - made below
+            differs=lambda bundle: self.core.differs(bundle),  # noqa: PLW0108
+        )
+        self.refusals: list[tuple[NodeId, Refusal]] = []
         own = member_key(self.id)
 
         def make_record(incarnation: int) -> Record:
             cluster.journal.check_incarnation(self.life, incarnation)
+            key = self.key
             return wire.build_record(
                 node_id=self.id,
                 epoch=epoch,
                 incarnation=incarnation,
                 addresses=(_address(name),),
                 valid_until=cluster.wall_ms() + RECORD_VALID_MS,
+                chain=key.chain,
+                algorithm=key.algorithm,
+                key_id=key.key_id,
+                signed_at=cluster.wall_ms(),
+                sign=key.sign(Kind.RECORD),
             )
 
         def make_fact(
             subject: MemberKey, subject_epoch: int, incarnation: int, state: MemberState
         ) -> Fact:
+            key = self.key
             return wire.build_fact(
                 subject=subject,
                 epoch=subject_epoch,
                 incarnation=incarnation,
                 state=state,
                 signer=own,
+                algorithm=key.algorithm,
+                key_id=key.key_id,
+                signed_at=cluster.wall_ms(),
+                sign=key.sign(fact_kind(state)),
             )
 
         self.core = Core(
@@ -139,6 +162,10 @@ class Host:
             messages=[(topic, payload) for payload in payloads or (b"x" * 64,)],
             zstd_level=compression.level if compression.enabled else None,
             zstd_bytes_min=compression.min_payload_size,
+            algorithm=self.key.algorithm,
+            key_id=self.key.key_id,
+            signed_at=self.cluster.wall_ms(),
+            sign=self.key.sign(Kind.BUNDLE),
         )
         self._next_seq += bundle.count
         now = self.cluster.time.now
@@ -176,9 +203,7 @@ class Host:
         now = self.cluster.time.now
         if isinstance(message, Wanted):
             end.wanted_by_peer = message.wanted
-        else:
-            self.cluster.journal.on_received(end, message)
-        self._perform(self.core.receive(end.peer, message, now))
+        self._admit(end, message, now)
         self._hear(end, now)
         if isinstance(message, Wanted):
             self._close_unwanted(end)
@@ -187,9 +212,22 @@ class Host:
     def datagram(self, end: End, message: Ping | Ack) -> None:
         """A datagram arrived."""
         now = self.cluster.time.now
-        self._perform(self.core.receive(end.peer, message, now))
+        self._admit(end, message, now)
         self._hear(end, now)
         self._arm()
+
+    def _admit(self, end: End, message: Message, now: float) -> None:
+        admitted = self.gate.admit(end.peer, message, now)
+        for reply in admitted.replies:
+            end.send(reply)
+        for refusal in admitted.refusals:
+            self.refusals.append((end.peer, refusal))
+            if refusal.verdict.is_strike:
+                self._perform([Strike(end.peer, f"{refusal.what}: {refusal.verdict.value}")])
+        for each in admitted.messages:
+            if end.peer not in self.cluster.liars:
+                self.cluster.journal.on_received(end, each)
+            self._perform(self.core.receive(end.peer, each, now))
 
     def fresh(self, end: End) -> None:
         """Acknowledgements advanced."""
@@ -206,6 +244,12 @@ class Host:
     def up(self, end: End, hello: Hello, dialled: str | None) -> None:
         """A link is greeted."""
         now = self.cluster.time.now
+        hello, verdict = self.gate.check_hello(self.id, hello, now)
+        if verdict is not Verdict.GOOD:
+            self.refusals.append((end.peer, Refusal("hello", verdict, hello.record.key_id)))
+            end.close(f"hello: {verdict.value}")
+            return
+        self.gate.link_up(end.peer, now)
         self.links[end.peer] = end
         self._ends = tuple(self.links.values())
         self.cluster.links_changed_at = now
@@ -225,6 +269,7 @@ class Host:
         self.cluster.links_changed_at = self.cluster.time.now
         self._blocked.pop(peer, None)
         self._congested.pop(peer, None)
+        self.gate.link_down(peer)
         self._input(self.core.link_down(peer, self.cluster.time.now))
         if peer in self._wanted:
             wait = self._rng.uniform(*FIRST_REDIAL_S)
@@ -265,7 +310,8 @@ class Host:
     # --- time -----------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        deadline = self.core.next_deadline()
+        due = (self.core.next_deadline(), self.gate.next_deadline())
+        deadline = min((each for each in due if each is not None), default=None)
         if deadline is None:
             return
         time = self.cluster.time
@@ -289,6 +335,7 @@ class Host:
         self._fired_at = now
         if self._fired > TURNS_AT_ONCE_MAX:
             raise Violation(f"{self.name} is due again and again at {now:.6f}: time stands still")
+        self.gate.advance(now)
         self._input(self.core.advance(now))
 
     def _arm_if_alive(self) -> None:
@@ -480,8 +527,12 @@ class Host:
         """Check what must hold at any time."""
         if self.state_of(self.name) not in (MemberState.ALIVE, MemberState.LEFT):
             raise Violation(f"S4: {self.name} holds itself for {self.state_of(self.name)!r}")
-        if self.strikes:
-            raise Violation(f"{self.name} strikes an honest peer: {self.strikes[0]}")
+        for strike in self.strikes:
+            if strike.peer not in self.cluster.liars:
+                raise Violation(f"{self.name} strikes an honest peer: {strike}")
+        for peer, refusal in self.refusals:
+            if peer not in self.cluster.liars:
+                raise Violation(f"{self.name} refuses what an honest peer says: {refusal}")
         known = self.core.table.known_count()
         if known > len(self.cluster.identities):
             raise Violation(f"{self.name} knows {known} members of {len(self.cluster.identities)}")
@@ -515,6 +566,9 @@ class Cluster:
         self.hosts: dict[str, Host] = {}
         self.identities: dict[str, None] = {}
         self.links_changed_at = START_S
+        self.authority = Authority(seed)
+        # Nodes that tell lies on purpose: what they say is no violation of ours.
+        self.liars: set[NodeId] = set()
         self.time.after(WATCH_EVERY_S, self._watch)
 
     @property
