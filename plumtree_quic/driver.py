@@ -782,9 +782,9 @@ class Driver:
                 "epoch": bundle.epoch,
                 "first": bundle.first,
                 "last": bundle.last,
-                "header": bundle.header.hex(),
+                "header": bundle.signed_parts[0].hex(),
                 "signature": bundle.signature.hex(),
-                "held_header": held.header.hex() if held is not None else "",
+                "held_header": held.signed_parts[0].hex() if held is not None else "",
                 "held_signature": held.signature.hex() if held is not None else "",
             },
         )

@@ -158,6 +158,13 @@ class Record:
     signed_at: int
     signature: bytes
     raw: bytes = attrs.field(repr=False)
+    signed_span: tuple[int, int] = attrs.field(repr=False, eq=False)
+
+    @property
+    def signed_parts(self) -> tuple[bytes, bytes]:
+        """What the signature covers, as it is on the wire: (header, body)."""
+        first, end = self.signed_span
+        return self.raw[first:end], b""
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -183,6 +190,13 @@ class Fact:
     signed_at: int
     signature: bytes
     raw: bytes = attrs.field(repr=False)
+    signed_span: tuple[int, int] = attrs.field(repr=False, eq=False)
+
+    @property
+    def signed_parts(self) -> tuple[bytes, bytes]:
+        """What the signature covers, as it is on the wire: (header, body)."""
+        first, end = self.signed_span
+        return self.raw[first:end], b""
 
 
 @attrs.frozen
@@ -217,15 +231,14 @@ class Bundle:
         return self.first + self.count - 1
 
     @property
-    def header(self) -> bytes:
-        """The header as it is signed."""
-        return self.raw[2 : 2 + int.from_bytes(self.raw[:2], "big")]
+    def signed_parts(self) -> tuple[bytes, bytes]:
+        """What the signature covers, as it is on the wire: (header, body)."""
+        raw = self.raw
+        return raw[2 : 2 + int.from_bytes(raw[:2], "big")], raw[self.body_at :]
 
     def says_the_same(self, other: "Bundle") -> bool:
         """Whether header and body are equal: one thing can have many valid signatures."""
-        return self.raw == other.raw or (
-            self.header == other.header and self.raw[self.body_at :] == other.raw[other.body_at :]
-        )
+        return self.raw == other.raw or self.signed_parts == other.signed_parts
 
 
 # --- control lane -------------------------------------------------------------------------------

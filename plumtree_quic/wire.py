@@ -91,7 +91,6 @@ __all__ = [
     "pack_record",
     "parse_bundle",
     "parse_record",
-    "signed_parts",
     "varint",
 ]
 
@@ -322,10 +321,17 @@ def _no_signature(_header: bytes, _body: bytes) -> bytes:
     return b""
 
 
-def _pull_signed(blob: object, bytes_max: int, fields_min: int) -> tuple[tuple[Any, ...], bytes]:
-    fields = _unpack_array(_binary(blob, 1, bytes_max), 2)
+def _pull_signed(
+    blob: object, bytes_max: int, fields_min: int
+) -> tuple[tuple[Any, ...], bytes, tuple[int, int]]:
+    """The fields, the signature, and where in `blob` the signed part is."""
+    raw = _binary(blob, 1, bytes_max)
+    fields = _unpack_array(raw, 2)
     signed = _binary(fields[0], 1, bytes_max)
-    return _unpack_array(signed, fields_min), _binary(fields[1], 0, SIGNATURE_BYTES_MAX)
+    # Wherever it is found first, it is the same bytes.
+    at = raw.index(signed)
+    span = (at, at + len(signed))
+    return _unpack_array(signed, fields_min), _binary(fields[1], 0, SIGNATURE_BYTES_MAX), span
 
 
 def _chain(value: object, least: int) -> tuple[bytes, ...]:
@@ -335,17 +341,6 @@ def _chain(value: object, least: int) -> tuple[bytes, ...]:
     if len(chain) < least:
         raise WireError("a certificate chain is empty")
     return chain
-
-
-def signed_parts(thing: Bundle | Record | Fact) -> tuple[bytes, bytes]:
-    """Return (header, body) of something decoded, as the wire has them: what a signature covers.
-
-    The body is empty for records and facts. Neither the signature nor a hop count is in them.
-    """
-    if isinstance(thing, Bundle):
-        return thing.header, thing.raw[thing.body_at :]
-    fields = _unpack_array(thing.raw, 2)
-    return _binary(fields[0], 1, len(thing.raw)), b""
 
 
 # --- records and facts --------------------------------------------------------------------------
@@ -394,7 +389,7 @@ def build_record(
 
 def parse_record(raw: bytes) -> Record:
     """Decode a record; every rule but the signature is checked here. Raises WireError."""
-    fields, signature = _pull_signed(raw, RECORD_BYTES_MAX, 11)
+    fields, signature, span = _pull_signed(raw, RECORD_BYTES_MAX, 11)
     text = _text(fields[0], NODE_ID_BYTES_MAX)
     try:
         node_id = NodeId.parse(text)
@@ -415,6 +410,7 @@ def parse_record(raw: bytes) -> Record:
         signed_at=_integer(fields[10], 0, MILLISECONDS_MAX),
         signature=signature,
         raw=raw,
+        signed_span=span,
     )
 
 
@@ -444,7 +440,7 @@ def build_fact(
 
 def _parse_fact(raw: object) -> Fact:
     blob = _binary(raw, 1, FACT_BYTES_MAX)
-    fields, signature = _pull_signed(blob, FACT_BYTES_MAX, 8)
+    fields, signature, span = _pull_signed(blob, FACT_BYTES_MAX, 8)
     state = MemberState(_integer(fields[3], 0, max(MemberState)))
     if state is MemberState.DEAD:
         raise WireError("nobody may declare another dead; each node concludes it")
@@ -459,6 +455,7 @@ def _parse_fact(raw: object) -> Fact:
         signed_at=_integer(fields[7], 0, MILLISECONDS_MAX),
         signature=signature,
         raw=blob,
+        signed_span=span,
     )
 
 

@@ -61,6 +61,7 @@ PRESET_VALUES = {
     "bundle_messages_max": (1_024,) * 4,
     "bundle_bytes_max": (61_440,) * 4,
     "linger": (0.0,) * 4,
+    "sign": ("all",) * 4,
     "lane_window": (262_144,) * 4,
     "shutdown_timeout": (10.0,) * 4,
 }
@@ -129,6 +130,7 @@ WRONG = {
     "bundle_messages_max": (0, 1_025),
     "bundle_bytes_max": (1_023, 61_441),
     "linger": (-0.001, 11),
+    "sign": ("none", "ALL", "", True, None),
     "lane_window": (139_263, 16_777_217),
     "shutdown_timeout": (0, 301),
 }
@@ -391,7 +393,9 @@ def test_an_unknown_keyword_is_a_type_error_as_everywhere_in_python():
 def shown(value):
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if value != "zstd" else value
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def test_the_page_has_every_field_with_its_values():

@@ -35,7 +35,6 @@ from plumtree_quic.messages import (
 )
 from plumtree_quic.security.keyring import Verdict
 from plumtree_quic.security.signatures import key_id_of
-from plumtree_quic.wire import CERTIFICATES_FRAME_BYTES_MAX, CERTIFICATES_WANTED_MAX
 
 __all__ = ["Admitted", "Gate", "Refusal", "Unsigned", "Verifier"]
 
@@ -43,6 +42,9 @@ __all__ = ["Admitted", "Gate", "Refusal", "Unsigned", "Verifier"]
 WAITING_MAX = 64
 WAITING_BYTES_MAX = 1 << 20
 WAITING_S = 2.0
+# What one frame may ask for, and be answered with (docs/wire.md).
+WANTED_MAX = 64
+CERTIFICATES_BYTES_MAX = 61_440
 # A key that was asked of a link is not asked of it again for so long.
 ASK_AGAIN_S = 2.0
 # Facts that were verified lately: each comes over many links. 8 per member of a large cluster
@@ -337,7 +339,7 @@ class Gate:
         for key_id in [key for key, until in link.asked.items() if until <= now]:
             del link.asked[key_id]
         unasked = [key for key in sorted(key_ids) if key not in link.asked]
-        room = CERTIFICATES_WANTED_MAX - len(link.asked)
+        room = WANTED_MAX - len(link.asked)
         asking = tuple(unasked[: max(0, room)])
         if asking:
             link.asked.update(dict.fromkeys(asking, now + ASK_AGAIN_S))
@@ -351,7 +353,7 @@ class Gate:
         link.tokens = min(SERVED_BURST, link.tokens + (now - link.tokens_at) * SERVED_PER_S)
         link.tokens_at = now
         chains: list[tuple[bytes, ...]] = []
-        room = CERTIFICATES_FRAME_BYTES_MAX - 16
+        room = CERTIFICATES_BYTES_MAX - 16
         for key_id in dict.fromkeys(key_ids):
             chain = self._verifier.chain(key_id)
             if chain is None or link.tokens < 1.0:
@@ -359,7 +361,7 @@ class Gate:
             size = 4 + sum(len(each) + 4 for each in chain)
             if size > room:
                 out.replies.append(Certificates(tuple(chains)))
-                chains, room = [], CERTIFICATES_FRAME_BYTES_MAX - 16
+                chains, room = [], CERTIFICATES_BYTES_MAX - 16
             link.tokens -= 1.0
             chains.append(chain)
             room -= size

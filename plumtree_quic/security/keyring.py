@@ -26,7 +26,6 @@ from plumtree_quic.security.identity import (
     public_key_of,
 )
 from plumtree_quic.security.signatures import Kind, context, fact_kind, key_id_of, verify
-from plumtree_quic.wire import signed_parts
 
 __all__ = ["AHEAD_MS", "KEYS_MAX", "Key", "KeyRing", "Verdict"]
 
@@ -278,7 +277,7 @@ class KeyRing:
         if not self._is_trusted(key, max(thing.signed_at, key.not_before_ms)):
             return Verdict.UNTRUSTED
         self.counters.keys_signatures_checked += 1
-        header, body = signed_parts(thing)
+        header, body = thing.signed_parts
         good = verify(
             key.public_key, thing.algorithm, self._context[kind], header, body, thing.signature
         )

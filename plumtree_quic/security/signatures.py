@@ -117,7 +117,7 @@ def verify(
         public_key: of a certificate that was judged; any other kind of object gives False.
         algorithm: what the signed thing states; only the one that fits the key counts.
         prefix: from `context`.
-        header, body: from wire.signed_parts.
+        header, body: from the thing's signed_parts.
         signature: as it came.
     """
     if algorithm is not algorithm_of(public_key):

@@ -15,7 +15,6 @@ from plumtree_quic.ids import NodeId, member_key
 from plumtree_quic.messages import Bundle, Fact, Record, SignatureAlgorithm
 from plumtree_quic.security.keyring import Verdict
 from plumtree_quic.security.signatures import Kind, fact_kind, key_id_of
-from plumtree_quic.wire import signed_parts
 
 __all__ = ["Authority", "SimKey", "SimRing"]
 
@@ -114,7 +113,7 @@ class SimRing:
             return Verdict.UNTRUSTED
         if thing.signed_at > self._wall_ms() + AHEAD_MS:
             return Verdict.TOO_NEW
-        header, body = signed_parts(thing)
+        header, body = thing.signed_parts
         good = _mac(key.secret, kind, header, body) == thing.signature
         return Verdict.GOOD if good else Verdict.BAD_SIGNATURE
 

@@ -9,6 +9,7 @@ import pytest
 from plumtree_quic import (
     ConfigError,
     HealthStatus,
+    JoinError,
     MessageTooLarge,
     Node,
     PlumtreeConfig,
@@ -155,6 +156,26 @@ async def test_leaving_takes_shutdown_timeout_when_a_peer_does_not_answer(pki):
             async with asyncio.timeout(1):
                 await a.leave()
         await a.shutdown()
+
+
+@shows_effect_of("sign")
+async def test_a_cluster_signs_unless_all_of_it_says_that_it_does_not(pki):
+    async with pair(pki, {"sign": "all"}, {"sign": "all"}) as (a, b):
+        checked = b.stats()["keys_signatures_checked"]
+        await a.broadcast(b"signed")
+        async with asyncio.timeout(20):
+            while b.stats()["messages_delivered"] < 1:
+                await asyncio.sleep(0.01)
+        assert b.stats()["keys_signatures_checked"] > checked
+    async with pair(pki, {"sign": "off"}, {"sign": "off"}) as (a, b):
+        await a.broadcast(b"not signed")
+        async with asyncio.timeout(20):
+            while b.stats()["messages_delivered"] < 1:
+                await asyncio.sleep(0.01)
+        assert "keys_signatures_checked" not in b.stats()
+    async with node(pki, "a", sign="all") as a, node(pki, "b", sign="off") as b:
+        with pytest.raises(JoinError, match="give all nodes the same `sign`"):
+            await b.join([a.address], timeout=2)
 
 
 # --- health -------------------------------------------------------------------------------------

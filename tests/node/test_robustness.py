@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 
-import attrs
 import pytest
 
 from plumtree_quic import (
@@ -45,9 +44,13 @@ async def until(condition, timeout=15):
             await asyncio.sleep(0.01)
 
 
-def spoiled(bundle):
-    """The same header with a body that does not fit it."""
-    return attrs.evolve(bundle, raw=bundle.raw[: bundle.body_at] + b"\xff" * bundle.body_bytes)
+def build_spoiled(build, options):
+    """A bundle whose body does not fit its header, signed as it is by its origin."""
+    good = build(**options)
+    header, body = good.signed_parts[0], b"\xff" * good.body_bytes
+    signature = options["sign"](header, body)
+    parts = (len(header).to_bytes(2, "big"), header)
+    return wire.parse_bundle(b"".join((*parts, len(signature).to_bytes(2, "big"), signature, body)))
 
 
 # --- what a peer sends --------------------------------------------------------------------------
@@ -62,7 +65,7 @@ async def test_a_malformed_body_is_forwarded_counted_and_never_delivered(pki, mo
 
     async with cluster(pki, "abc", delegates={"b": Watch()}) as (a, b, c):
         real = wire.build_bundle
-        monkeypatch.setattr(wire, "build_bundle", lambda **options: spoiled(real(**options)))
+        monkeypatch.setattr(wire, "build_bundle", lambda **options: build_spoiled(real, options))
         readers = [each.subscribe() for each in (b, c)]
         await a.broadcast(b"spoiled")
         await until(lambda: all(each.stats()["bundles_malformed"] == 1 for each in (b, c)))
@@ -86,7 +89,7 @@ async def test_malformed_bodies_do_not_flood_the_security_log(pki, monkeypatch):
 
     async with cluster(pki, "ab", delegates={"b": Watch()}) as (a, b), b.subscribe():
         real = wire.build_bundle
-        monkeypatch.setattr(wire, "build_bundle", lambda **options: spoiled(real(**options)))
+        monkeypatch.setattr(wire, "build_bundle", lambda **options: build_spoiled(real, options))
         for _ in range(20):
             await a.broadcast(b"spoiled")
             await asyncio.sleep(0.01)
@@ -101,7 +104,7 @@ async def test_a_body_that_validate_cannot_open_is_refused(pki, monkeypatch):
 
     async with cluster(pki, "ab", delegates={"b": Judge()}) as (a, b):
         real = wire.build_bundle
-        monkeypatch.setattr(wire, "build_bundle", lambda **options: spoiled(real(**options)))
+        monkeypatch.setattr(wire, "build_bundle", lambda **options: build_spoiled(real, options))
         await a.broadcast(b"spoiled")
         await until(lambda: b._driver.core.refused == 1)
         assert b.stats()["bundles_delivered"] == 0
@@ -257,7 +260,7 @@ async def test_waits_that_run_out_leave_nothing_behind(pki):
         driver._forming_until = driver._loop.time() + 60
         for _ in range(2):
             await driver.wait_egress()
-        assert not driver._gate
+        assert not driver._egress_waiters
         driver._outbox_due = driver._loop.time() + 60
 
 

@@ -15,6 +15,7 @@ from plumtree_quic.messages import (
     Lane,
     Records,
 )
+from plumtree_quic.security import gate
 from tests.rigs.wire_examples import ALIVE, BUNDLE, EPOCH, KEY_A, KEY_B, RECORD, frames, read
 
 
@@ -282,7 +283,12 @@ def test_wanted_certificates_are_1_to_64_key_ids(count):
 
 @pytest.mark.parametrize("thing", [RECORD, ALIVE, BUNDLE], ids=lambda each: type(each).__name__)
 def test_what_is_signed_is_what_the_signer_was_given(thing):
-    header, body = wire.signed_parts(thing)
+    header, body = thing.signed_parts
     assert header in thing.raw
     assert thing.raw.endswith(body)
     assert thing.signature not in header + body or not thing.signature
+
+
+def test_the_gate_asks_and_answers_within_the_wires_limits():
+    assert gate.WANTED_MAX == wire.CERTIFICATES_WANTED_MAX
+    assert gate.CERTIFICATES_BYTES_MAX == wire.CERTIFICATES_FRAME_BYTES_MAX
