@@ -118,8 +118,8 @@ class Core:
         self._probe_timeout_s = config.probe_timeout
         self.key = member_key(record.node_id)
         self.table = Members(record, wall_ms)
-        self._swim = Swim(self.table, config, rng, make_record, make_fact)
         self._overlay = Overlay(record.node_id, config)
+        self._swim = Swim(self.table, config, rng, make_record, make_fact, self._overlay.is_monitor)
         self._plumtree = Plumtree(self.key, record.epoch, config, rng)
         self._seeds = Seeds(record.addresses, rng)
         self._links: dict[NodeId, _LinkState] = {}

@@ -204,6 +204,25 @@ class Overlay:
         """Whether everybody links with everybody now."""
         return self._mesh
 
+    def is_monitor(self, watcher: NodeId, watched: NodeId) -> bool:
+        """Whether `watcher` is close enough to `watched` for its word about it to count.
+
+        Neighbours on a ring watch each other. Views differ, places are filled by the next in the
+        line, so everybody within 2K places on some ring counts; in a full mesh, everybody.
+        """
+        if self._mesh:
+            return True
+        reach = 2 * len(self._rings)
+        ours, theirs = self._positions(watcher), self._positions(watched)
+        for ring, from_, to in zip(self._rings, ours, theirs, strict=True):
+            holders = ring.holders
+            apart = abs(
+                bisect_left(holders, (from_, watcher)) - bisect_left(holders, (to, watched))
+            )
+            if min(apart, len(holders) - apart) <= reach:
+                return True
+        return False
+
     def protected(self) -> tuple[NodeId, ...]:
         """Ring neighbours that no cap may evict: next, previous, next but one, previous but one."""
         config = self._config

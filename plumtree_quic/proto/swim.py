@@ -140,6 +140,11 @@ class _Patience:
 _FactId = tuple[MemberKey, int, int, MemberState, MemberKey]
 
 
+def _everybody(_watcher: NodeId, _watched: NodeId) -> bool:
+    """In a full mesh everybody watches everybody."""
+    return True
+
+
 class Swim:
     """The membership of one node.
 
@@ -150,6 +155,7 @@ class Swim:
         rng: nonces, jitter, and whom to compare tables with.
         make_record: makes (and signs) our record with a given incarnation.
         make_fact: makes (and signs) a fact ``(subject, epoch, incarnation, state)``.
+        is_monitor: whether (watcher, watched) are near enough for an accusation to count.
     """
 
     def __init__(
@@ -159,6 +165,7 @@ class Swim:
         rng: Random,
         make_record: Callable[[int], Record],
         make_fact: Callable[[MemberKey, int, int, MemberState], Fact],
+        is_monitor: Callable[[NodeId, NodeId], bool] = _everybody,
     ) -> None:
         self.table = members
         self.counters = SwimCounters()
@@ -166,6 +173,7 @@ class Swim:
         self._rng = rng
         self._make_record = make_record
         self._make_fact = make_fact
+        self._is_monitor = is_monitor
         self._links: dict[NodeId, _Link] = {}
         self._suspicions: dict[MemberKey, Suspicion] = {}
         self._patience: dict[MemberKey, _Patience] = {}
@@ -521,6 +529,9 @@ class Swim:
         row = self.table.get(key)
         if row is None or row.state not in (_ALIVE, _SUSPECT) or self.table.me in row.accusations:
             return []
+        if not self._is_monitor(self.table.own.node_id, row.node_id):
+            # Nobody would count it: those who watch it see for themselves.
+            return []
         patience = self._patience.get(key)
         if patience is not None and now < patience.until:
             return []
@@ -680,7 +691,11 @@ class Swim:
             # Only the subject raises its incarnation; its newer statement is on the way to us.
             return []
         signer = self.table.get(fact.signer)
-        if signer is None or signer.state not in (_ALIVE, _SUSPECT):
+        if (
+            signer is None
+            or signer.state not in (_ALIVE, _SUSPECT)
+            or not self._is_monitor(signer.node_id, row.node_id)
+        ):
             self.counters.facts_refused += 1
             return []
         return self._take_vote(row, fact, peer, now)

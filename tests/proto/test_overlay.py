@@ -274,3 +274,33 @@ def test_protection_follows_the_ring_when_a_neighbour_is_suspected():
 def test_ring_positions_are_fixed_for_ever():
     # Nodes of different versions must compute the same rings.
     assert ring_positions(node_id("a"), 2) == (5299431358509091106, 9131921527843263560)
+
+
+def test_in_a_full_mesh_everybody_watches_everybody():
+    overlay = grown(10)
+    assert all(overlay.is_monitor(node_id(a), node_id(b)) for a in names(10) for b in names(10))
+
+
+def test_above_a_mesh_whoever_is_within_2k_places_on_a_ring_is_a_monitor_and_nobody_else():
+    members = [*names(300), "me"]
+    overlay = grown(300)
+    for watched in ("n007", "n123", "me"):
+        near = set()
+        for ring in range(RINGS):
+            order = ring_order(ring, members, watched)
+            near |= {*order[: 2 * RINGS], *order[-2 * RINGS :]}
+        counted = {
+            name
+            for name in members
+            if name != watched and overlay.is_monitor(node_id(name), node_id(watched))
+        }
+        assert counted == near
+        assert len(counted) <= 2 * RINGS * 2 * RINGS
+
+
+def test_ring_neighbours_are_monitors_of_each_other():
+    overlay = grown(300)
+    settle(overlay)
+    for name in wanted(overlay, 300):
+        assert overlay.is_monitor(node_id("me"), node_id(name))
+        assert overlay.is_monitor(node_id(name), node_id("me"))

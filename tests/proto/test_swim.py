@@ -46,8 +46,9 @@ def key(name):
 class Rig:
     """One Swim named m. Its effects are collected; advance() runs due timers."""
 
-    def __init__(self, *peers, seed=1, **config):
+    def __init__(self, *peers, seed=1, monitors=None, **config):
         self.wall = WALL_MS
+        self.monitors = monitors
         self.now = 0.0
         config.setdefault("maintenance_interval", 0.0)
         self.config = PlumtreeConfig(**config)
@@ -58,6 +59,7 @@ class Rig:
             Random(seed),
             lambda incarnation: record("m", incarnation=incarnation, valid_until=self.valid()),
             self.make_fact,
+            lambda watcher, _watched: self.monitors is None or watcher.name in self.monitors,
         )
         self.out = []
         self.take(self.swim.start(self.now))
@@ -427,6 +429,27 @@ def test_m17_a_strangers_and_a_dead_members_accusations_do_not_count():
     rig.facts("a", fact("x", SUSPECT, signer="b"), fact("x", SUSPECT, signer="nobody"))
     assert rig.state("x") is ALIVE
     assert rig.swim.counters.facts_refused == 2
+
+
+def test_an_accusation_counts_only_from_a_monitor_of_the_accused():
+    rig = Rig("a", "b", "c", "d", monitors=("b",))
+    rig.facts("a", fact("d", SUSPECT, signer="a"))
+    assert rig.state("d") is ALIVE
+    assert rig.swim.counters.facts_refused == 1
+    rig.facts("b", fact("d", SUSPECT, signer="b"))
+    assert rig.state("d") is SUSPECT
+    assert list(rig.table.get(key("d")).accusations) == [key("b")]
+
+
+def test_who_is_no_monitor_of_a_silent_member_does_not_accuse_it():
+    rig = Rig("a", "b", monitors=())
+    rig.run(10.0, alive=("a",))
+    assert rig.state("b") is ALIVE
+    assert rig.swim.counters.probes_failed > 0
+    assert rig.swim.counters.accusations_made == 0
+    rig = Rig("a", "b", monitors=("m",))
+    rig.run(10.0, alive=("a",))
+    assert rig.swim.counters.accusations_made == 1
 
 
 def test_whoever_is_linked_with_the_accused_probes_it_at_once():
