@@ -12,6 +12,7 @@ from collections.abc import Callable
 import click
 
 from plumtree_quic.admin.control import ControlServer
+from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.errors import ConfigError, JoinError, PlumtreeError
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.node import Delegate, Message, Node, Subscription
@@ -63,21 +64,21 @@ def node(
     """Run one node. Every option has an environment variable (PLUMTREE_LISTEN, ...).
 
     With --print each delivered message is printed; lines typed at a terminal are broadcast, so
-    that three terminals are a chat.
+    that three terminals are a chat. The password of an encrypted key is read from
+    PLUMTREE_KEY_PASSWORD alone: other users can see arguments.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
     )
+    # aioquic's own lines are of no use here: the refusals that the self-test provokes look like
+    # failures.
+    logging.getLogger("quic").setLevel(logging.ERROR)
     env = dict(os.environ)
     for flag, variable in _VARIABLES.items():
         value = flags[flag]
         if value is not None:
             env[variable] = value
-    for field in fields:
-        name, separator, value = field.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {field!r}: expected FIELD=VALUE, e.g. ihave_interval=50ms")
-        env["PLUMTREE_" + name.strip().upper().replace(".", "__")] = value
+    _set(env, fields)
     for flag in ("cert", "key", "ca"):
         if not env.get(_VARIABLES[flag]):
             raise ConfigError(
@@ -86,7 +87,55 @@ def node(
             )
     if seeds:
         env["PLUMTREE_SEEDS"] = ",".join(seeds)
+    _check_addresses(
+        env,
+        listen="PLUMTREE_LISTEN" if flags["listen"] is None else "--listen",
+        seed="--seed" if seeds else "PLUMTREE_SEEDS",
+    )
     asyncio.run(_run(env, prints=prints, reads=reads or sys.stdin.isatty(), topic=topic))
+
+
+def _set(env: dict[str, str], fields: tuple[str, ...]) -> None:
+    """Put FIELD=VALUE into `env`. Raises ConfigError that names the flag, not a variable."""
+    variables: dict[str, str] = {}
+    for field in fields:
+        name, separator, value = field.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {field!r}: expected FIELD=VALUE, e.g. ihave_interval=50ms")
+        variable = "PLUMTREE_" + name.strip().upper().replace(".", "__")
+        variables[variable] = field
+        env[variable] = value
+    try:
+        PlumtreeConfig.from_env(env)
+    except ConfigError as error:
+        culprit = next((field for name, field in variables.items() if name in str(error)), None)
+        if culprit is None:
+            raise
+        raise ConfigError(f"--set {culprit!r}: {error}")
+
+
+def _seeds_of(env: dict[str, str]) -> list[str]:
+    return [each.strip() for each in env.get("PLUMTREE_SEEDS", "").split(",") if each.strip()]
+
+
+def _check_addresses(env: dict[str, str], *, listen: str, seed: str) -> None:
+    """Raise ConfigError that says where a bad address stands: `listen` and `seed` name the place.
+
+    A seed that nobody could dial is told now, not after the first vain attempts.
+    """
+    places = [(seed, text) for text in _seeds_of(env)]
+    if env.get("PLUMTREE_LISTEN"):
+        places.append((listen, env["PLUMTREE_LISTEN"]))
+    for place, text in places:
+        try:
+            host, port = parse_address(text)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}")
+        if place == seed and not (host and port):
+            raise ConfigError(
+                f"{place}: {text!r} cannot be dialled; a seed is a host and a port, like "
+                "10.0.0.5:7946"
+            )
 
 
 class _Narrator(Delegate):
@@ -104,9 +153,7 @@ class _Narrator(Delegate):
 
 async def _run(env: dict[str, str], *, prints: bool, reads: bool, topic: str) -> None:
     running = Node.from_env(env, delegate=_Narrator())
-    seeds = [each.strip() for each in env.get("PLUMTREE_SEEDS", "").split(",") if each.strip()]
-    for seed in seeds:
-        parse_address(seed)
+    seeds = _seeds_of(env)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

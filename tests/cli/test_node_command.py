@@ -234,6 +234,50 @@ def test_a_seed_that_does_not_resolve_is_told_within_seconds_and_the_node_stays_
         assert a.process.poll() is None
 
 
+@pytest.mark.parametrize("seed", ["10.0.0.5:0", ":7946"])
+def test_a_seed_that_nobody_could_dial_is_refused_at_once(files, seed):
+    text = refused("node", "--listen", "127.0.0.1:0", "--seed", seed, *identity(files, "a"))
+    assert f"--seed: {seed!r} cannot be dialled" in text
+    assert "listens" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "place"),
+    [
+        (("--listen", "127.0.0.1"), {}, "--listen: '127.0.0.1'"),
+        ((), {"PLUMTREE_LISTEN": "127.0.0.1"}, "PLUMTREE_LISTEN: '127.0.0.1'"),
+        (("--listen", "127.0.0.1:0", "--seed", "x"), {}, "--seed: 'x'"),
+        (("--listen", "127.0.0.1:0"), {"PLUMTREE_SEEDS": "a:1,x"}, "PLUMTREE_SEEDS: 'x'"),
+    ],
+    ids=["listen_flag", "listen_variable", "seed_flag", "seed_variable"],
+)
+def test_a_bad_address_says_where_it_stands(files, arguments, env, place):
+    text = refused("node", *arguments, *identity(files, "a"), env=env)
+    assert text.startswith(f"error: {place} is not host:port")
+
+
+@pytest.mark.parametrize("field", ["eager_fanuot=3", "eager_fanout=many", "sync.sync_interval=x"])
+def test_a_bad_set_names_the_flag_and_not_only_a_variable(files, field):
+    text = refused("node", "--listen", "127.0.0.1:0", "--set", field, *identity(files, "a"))
+    assert text.startswith(f"error: --set {field!r}: ")
+
+
+def test_fields_that_are_set_are_judged_together(files):
+    # Each alone is refused beside the defaults: a probe times out before the next one.
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--set", "probe_timeout=2s",
+        "--set", "probe_interval=3s", *identity(files, "a"),
+    ) as a:  # fmt: skip
+        address_of(a)
+
+
+def test_verbose_tells_of_our_own_links_and_not_of_the_self_tests_refusals(files):
+    with terminal("node", "-v", "--listen", "127.0.0.1:0", *identity(files, "a")) as a:
+        address_of(a)
+        assert "no certificate was sent" not in a.text
+        assert "Negotiated" not in a.text
+
+
 def test_a_damaged_epoch_file_is_named(files):
     (files / "state").mkdir()
     for content in (b"garbage", b"\xff", b"", b"9" * 30, b"-1"):
