@@ -116,6 +116,47 @@ def test_three_terminals_are_a_chat(files):
             a.until("spiffe://test/node/c left")
 
 
+def test_a_line_before_the_first_seed_answered_waits_for_it(files):
+    with terminal("node", "--listen", "127.0.0.1:0", *identity(files, "b")) as probe:
+        free = address_of(probe)
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--stdin", "--seed", free, *identity(files, "a")
+    ) as a:
+        a.type("early")
+        a.until("lines wait until a seed answers")
+        with terminal("node", "--listen", free, "--print", *identity(files, "b")) as b:
+            b.until("a: early")
+
+
+def test_a_pipe_is_sent_to_its_last_byte_and_too_long_a_line_is_told(files):
+    common = ("node", "--listen", "127.0.0.1:0", "--print")
+    with terminal(*common, *identity(files, "a")) as a:
+        seed = address_of(a)
+        with terminal(*common, "--stdin", "--seed", seed, *identity(files, "b")) as b:
+            lines = [f"line {number}" for number in range(3000)]
+            b.process.stdin.write(b"x" * 300_000 + b"\n" + "\n".join(lines).encode())
+            b.process.stdin.close()
+            b.until("not sent: payload of")
+            a.until("b: line 2999")
+            assert [line for line in a.text.splitlines() if line.startswith("b: ")] == [
+                f"b: {line}" for line in lines
+            ]
+            b.process.send_signal(signal.SIGTERM)
+            assert b.process.wait(15) == 0
+            b.process.stdout.close()
+
+
+def test_a_node_that_takes_no_more_lines_says_so_once(files):
+    state = ("--state-dir", str(files / "s"))
+    with terminal("node", "--listen", "127.0.0.1:0", "--stdin", *state, *identity(files, "a")) as a:
+        address_of(a)
+        subprocess.run([*PROGRAM, "drain", *state], check=True, timeout=30)
+        a.process.stdin.write(b"line\n" * 1000)
+        a.process.stdin.flush()
+        a.until("no more lines are sent: the node is draining")
+    assert a.text.count("draining") == 1
+
+
 def test_publish_subscribe_and_status_through_the_socket(files):
     with terminal(
         "node", "--listen", "127.0.0.1:0", "--state-dir", str(files / "sa"), *identity(files, "a")
