@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from plumtree_quic.cli import control
+from plumtree_quic.cli.main import run
 from tests.rigs.pki import Pki
 
 PROGRAM = [sys.executable, "-m", "plumtree_quic"]
@@ -193,6 +195,23 @@ def test_publish_subscribe_and_status_through_the_socket(files):
                 [*PROGRAM, "leave", "--state-dir", str(files / "sb")], check=True, timeout=30
             )
             assert b.process.wait(15) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "code", "says"),
+    [
+        ((), 0, "the node ended"),
+        (("--count", "2"), 1, "error: the node ended after 1 of 2 messages"),
+    ],
+    ids=["endless", "counted"],
+)
+def test_a_subscriber_says_that_its_node_ended(monkeypatch, capsys, count, code, says):
+    last = {"id": "a/1/1", "payload": "b25l"}
+    monkeypatch.setattr(control, "stream", lambda path, topic: iter([last]))
+    assert run(["subscribe", "--state-dir", "s", *count]) == code
+    printed = capsys.readouterr()
+    assert printed.out == "a/1/1 one\n"
+    assert printed.err == f"{says}\n"
 
 
 def refused(*arguments, env=None):
