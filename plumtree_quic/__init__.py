@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SyncConfig,
     )
     from plumtree_quic.ids import MessageId, NodeId
+    from plumtree_quic.messages import MemberState
     from plumtree_quic.node import (
         ClusterEvent,
         Delegate,
@@ -57,6 +58,7 @@ __all__ = [
     "LinkError",
     "LocalProtocolError",
     "Member",
+    "MemberState",
     "Message",
     "MessageId",
     "MessageTooLarge",
@@ -83,6 +85,7 @@ _HOME = {
     "HealthConfig": "plumtree_quic.config",
     "HealthStatus": "plumtree_quic.node",
     "Member": "plumtree_quic.node",
+    "MemberState": "plumtree_quic.messages",
     "Message": "plumtree_quic.node",
     "MessageId": "plumtree_quic.ids",
     "Node": "plumtree_quic.node",

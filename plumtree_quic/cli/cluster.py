@@ -132,9 +132,14 @@ class Swarm:
         self.ca = DevCa.create(directory, trust_domain="cluster")
         self.workers: list[WorkerProcess] = []
 
-    async def spawn(self, name: str, *, ca: DevCa | None = None, **options: Any) -> WorkerProcess:
-        """Start one node process with a certificate of its own and wait until it listens."""
-        issuer = ca if ca is not None else self.ca
+    async def spawn(
+        self, name: str, *, issuer: DevCa | None = None, **options: Any
+    ) -> WorkerProcess:
+        """Start one node process with a certificate of its own and wait until it listens.
+
+        issuer: whose certificate it has; the swarm's CA when None.
+        """
+        issuer = issuer if issuer is not None else self.ca
         if not (issuer.directory / f"{name}.crt").exists():
             issuer.issue(name)
         settings = {

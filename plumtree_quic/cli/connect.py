@@ -25,7 +25,7 @@ from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.security.credentials import Credentials, QuicConfig
 from plumtree_quic.security.explain import explain
-from plumtree_quic.security.identity import CHECKS, Check, CheckFailed
+from plumtree_quic.security.identity import CHECKS, OWN_IDENTITY, Check, CheckFailed
 from plumtree_quic.wire import build_record
 
 __all__ = ["connect"]
@@ -35,8 +35,9 @@ Address = tuple[str, int]
 LET_IN = Check(14, "the peer lets us in: its greeting came", "")
 CLOSE_S = 0.2
 _DATAGRAM_BYTES = 65_535
-_ABOUT_CERTIFICATE = (5, 8, 9, 10)
 # Steps of identity.py's CHECKS.
+_ABOUT_CERTIFICATE = (5, 8, 9, 10)
+_MEANT = 12
 
 _MISMATCH = "compare both with `plumtree-quic certs inspect`"
 _ALERTS: dict[int, tuple[str, str]] = {
@@ -283,7 +284,7 @@ def _tell_steps(attempt: _Attempt, credentials: Credentials, ca_name: str) -> No
             click.echo(f"FAIL  {check.step:>2}  {check.name}{remark}")
             click.echo(f"          it got TLS alert {failure.alert}{_alert_name(failure.alert)}")
             click.echo(f"          {_why(attempt, failure, credentials, ca_name)}")
-            click.echo(f"          fix: {check.fix}")
+            click.echo(f"          fix: {_fix(check, failure)}")
     if attempt.up:
         click.echo(f"pass  {LET_IN.step}  {LET_IN.name}")
         hello = link.hello
@@ -342,7 +343,18 @@ def _why(attempt: _Attempt, failure: CheckFailed, credentials: Credentials, ca_n
             cert_name="the peer's certificate",
             ca_name=ca_name,
         )
-    return ascii(failure.detail)[1:-1][:200] if failure.detail else failure.reason
+    if failure.reason == OWN_IDENTITY:
+        return f"it runs as {credentials.node_id}, and so would we"
+    detail = ascii(failure.detail)[1:-1][:200]
+    if failure.step == _MEANT and attempt.link.expected is not None and detail:
+        return f"it is {detail}, and we meant {attempt.link.expected}"
+    return detail or failure.reason
+
+
+def _fix(check: Check, failure: CheckFailed) -> str:
+    if failure.reason == OWN_IDENTITY:
+        return "give every node a certificate of its own, or dial another address than our own"
+    return check.fix
 
 
 def _alert_name(alert: int) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plumtree_quic.admin.control import ask, socket_path, stream
-from plumtree_quic.errors import MessageTooLarge
+from plumtree_quic.errors import LinkError, MessageTooLarge
 from plumtree_quic.wire import PAYLOAD_BYTES_MAX
 
 __all__ = ["drain", "leave", "publish", "status", "subscribe"]
@@ -53,7 +53,11 @@ def publish(state_dir: str, topic: str, message: str | None) -> None:
 @click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a message.")
 def subscribe(state_dir: str, topic: str | None, count: int | None, as_json: bool) -> None:
-    """Print what the node delivers from now on."""
+    """Print what the node delivers from now on, until the node ends.
+
+    With --count: exits with 1 when the node ends before so many have come.
+    """
+    received = 0
     for received, message in enumerate(stream(socket_path(state_dir), topic), 1):
         if as_json:
             click.echo(json.dumps(message))
@@ -63,6 +67,9 @@ def subscribe(state_dir: str, topic: str | None, count: int | None, as_json: boo
             click.echo(f"{message['id']} {safe}")
         if count is not None and received >= count:
             return
+    if count is not None:
+        raise LinkError(f"the node ended after {received} of {count} messages")
+    click.echo("the node ended", err=True)
 
 
 @click.command()

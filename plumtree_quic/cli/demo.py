@@ -79,7 +79,12 @@ async def _foreign(made: Swarm, console: Console) -> bool:
     directory.mkdir()
     # The same names, the same trust domain, the same everything; only the CA's key is another.
     foreign_ca = DevCa.create(directory, trust_domain="cluster")
-    stranger = await made.spawn("stranger", ca=foreign_ca)
+    # It trusts the cluster's CA, too: so it is the cluster that refuses, not the stranger.
+    trusted = directory / "trusted.crt"
+    trusted.write_bytes(
+        (made.directory / "ca.crt").read_bytes() + (directory / "ca.crt").read_bytes()
+    )
+    stranger = await made.spawn("stranger", issuer=foreign_ca, ca=str(trusted))
     try:
         stranger.tell("join", seeds=[made.workers[0].address], timeout=3.0)
         event = await stranger.wait("joined", "join_failed")

@@ -1,7 +1,6 @@
 """`plumtree-quic node`: run one node until SIGTERM, SIGINT or `plumtree-quic leave`."""
 
 import asyncio
-import concurrent.futures
 import logging
 import os
 import signal
@@ -12,9 +11,11 @@ from collections.abc import Callable
 import click
 
 from plumtree_quic.admin.control import ControlServer
-from plumtree_quic.errors import ConfigError, JoinError, PlumtreeError
+from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.errors import ConfigError, JoinError, MessageTooLarge, PlumtreeError
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.node import Delegate, Message, Node, Subscription
+from plumtree_quic.wire import PAYLOAD_BYTES_MAX
 
 __all__ = ["node"]
 
@@ -63,21 +64,21 @@ def node(
     """Run one node. Every option has an environment variable (PLUMTREE_LISTEN, ...).
 
     With --print each delivered message is printed; lines typed at a terminal are broadcast, so
-    that three terminals are a chat.
+    that three terminals are a chat. The password of an encrypted key is read from
+    PLUMTREE_KEY_PASSWORD alone: other users can see arguments.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
     )
+    # aioquic's own lines are of no use here: the refusals that the self-test provokes look like
+    # failures.
+    logging.getLogger("quic").setLevel(logging.ERROR)
     env = dict(os.environ)
     for flag, variable in _VARIABLES.items():
         value = flags[flag]
         if value is not None:
             env[variable] = value
-    for field in fields:
-        name, separator, value = field.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {field!r}: expected FIELD=VALUE, e.g. ihave_interval=50ms")
-        env["PLUMTREE_" + name.strip().upper().replace(".", "__")] = value
+    _set(env, fields)
     for flag in ("cert", "key", "ca"):
         if not env.get(_VARIABLES[flag]):
             raise ConfigError(
@@ -86,7 +87,55 @@ def node(
             )
     if seeds:
         env["PLUMTREE_SEEDS"] = ",".join(seeds)
+    _check_addresses(
+        env,
+        listen="PLUMTREE_LISTEN" if flags["listen"] is None else "--listen",
+        seed="--seed" if seeds else "PLUMTREE_SEEDS",
+    )
     asyncio.run(_run(env, prints=prints, reads=reads or sys.stdin.isatty(), topic=topic))
+
+
+def _set(env: dict[str, str], fields: tuple[str, ...]) -> None:
+    """Put FIELD=VALUE into `env`. Raises ConfigError that names the flag, not a variable."""
+    variables: dict[str, str] = {}
+    for field in fields:
+        name, separator, value = field.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {field!r}: expected FIELD=VALUE, e.g. ihave_interval=50ms")
+        variable = "PLUMTREE_" + name.strip().upper().replace(".", "__")
+        variables[variable] = field
+        env[variable] = value
+    try:
+        PlumtreeConfig.from_env(env)
+    except ConfigError as error:
+        culprit = next((field for name, field in variables.items() if name in str(error)), None)
+        if culprit is None:
+            raise
+        raise ConfigError(f"--set {culprit!r}: {error}")
+
+
+def _seeds_of(env: dict[str, str]) -> list[str]:
+    return [each.strip() for each in env.get("PLUMTREE_SEEDS", "").split(",") if each.strip()]
+
+
+def _check_addresses(env: dict[str, str], *, listen: str, seed: str) -> None:
+    """Raise ConfigError that says where a bad address stands: `listen` and `seed` name the place.
+
+    A seed that nobody could dial is told now, not after the first vain attempts.
+    """
+    places = [(seed, text) for text in _seeds_of(env)]
+    if env.get("PLUMTREE_LISTEN"):
+        places.append((listen, env["PLUMTREE_LISTEN"]))
+    for place, text in places:
+        try:
+            host, port = parse_address(text)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}")
+        if place == seed and not (host and port):
+            raise ConfigError(
+                f"{place}: {text!r} cannot be dialled; a seed is a host and a port, like "
+                "10.0.0.5:7946"
+            )
 
 
 class _Narrator(Delegate):
@@ -104,9 +153,7 @@ class _Narrator(Delegate):
 
 async def _run(env: dict[str, str], *, prints: bool, reads: bool, topic: str) -> None:
     running = Node.from_env(env, delegate=_Narrator())
-    seeds = [each.strip() for each in env.get("PLUMTREE_SEEDS", "").split(",") if each.strip()]
-    for seed in seeds:
-        parse_address(seed)
+    seeds = _seeds_of(env)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,10 +169,13 @@ async def _run(env: dict[str, str], *, prints: bool, reads: bool, topic: str) ->
         _say(f"{running.id} listens on {running.address}")
         if prints:
             tasks.append(loop.create_task(_print(running.subscribe(), stop)))
+        joined = asyncio.Event()
         if seeds:
-            tasks.append(loop.create_task(_join(running, seeds)))
+            tasks.append(loop.create_task(_join(running, seeds, joined)))
+        else:
+            joined.set()
         if reads:
-            _read_lines(loop, running, topic, tasks)
+            _read_lines(loop, running, topic, joined, tasks)
         watch = loop.create_task(_until_closed(running, stop))
         tasks.append(watch)
         await stop.wait()
@@ -159,7 +209,7 @@ async def _stop_when_asked(control: ControlServer, stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _join(running: Node, seeds: list[str]) -> None:
+async def _join(running: Node, seeds: list[str], joined: asyncio.Event) -> None:
     """Say what came of the seeds; the node itself tries them for as long as it lives."""
     patience = iter(_JOIN_TIMEOUTS_S)
     timeout_s = next(patience)
@@ -175,6 +225,7 @@ async def _join(running: Node, seeds: list[str]) -> None:
         else:
             if count:
                 _say(f"joined through {count} of {len(seeds)} seeds")
+            joined.set()
             return
 
 
@@ -204,34 +255,61 @@ def render(message: Message) -> str:
 
 
 def _read_lines(
-    loop: asyncio.AbstractEventLoop, running: Node, topic: str, tasks: list[asyncio.Task[None]]
+    loop: asyncio.AbstractEventLoop,
+    running: Node,
+    topic: str,
+    joined: asyncio.Event,
+    tasks: list[asyncio.Task[None]],
 ) -> None:
-    lines: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1024)
+    chunks: asyncio.Queue[list[bytes]] = asyncio.Queue()
+    # One chunk is on its way at a time: a slow cluster stops the pipe, and memory is flat.
+    sent = threading.Semaphore(1)
+
+    def hand_over(whole: list[bytes]) -> None:
+        if whole:
+            sent.acquire()
+            loop.call_soon_threadsafe(chunks.put_nowait, whole)
 
     def read() -> None:
         # A thread of its own: standard input may be a file, which no event loop can wait for.
         # os.read, not sys.stdin: its lock, held at exit, would abort the interpreter.
         rest = b""
-        while chunk := os.read(0, 65_536):
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
-                try:
-                    put = asyncio.run_coroutine_threadsafe(lines.put(line.rstrip(b"\r")), loop)
-                    put.result()
-                except (RuntimeError, concurrent.futures.CancelledError):
-                    return  # the loop is closed: the node is gone
+        try:
+            while chunk := os.read(0, 65_536):
+                *whole, rest = (rest + chunk).split(b"\n")
+                # Longer than a message can be is refused anyway, and must not be collected.
+                rest = rest[: PAYLOAD_BYTES_MAX + 1]
+                hand_over(whole)
+            hand_over([rest] if rest else [])
+        except RuntimeError:
+            return  # the loop is closed: the node is gone
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
-    tasks.append(loop.create_task(_broadcast_lines(lines, running, topic)))
+    tasks.append(loop.create_task(_broadcast_lines(chunks, sent, running, topic, joined)))
 
 
-async def _broadcast_lines(lines: "asyncio.Queue[bytes]", running: Node, topic: str) -> None:
+async def _broadcast_lines(
+    chunks: "asyncio.Queue[list[bytes]]",
+    sent: threading.Semaphore,
+    running: Node,
+    topic: str,
+    joined: asyncio.Event,
+) -> None:
     while True:
-        line = await lines.get()
-        try:
-            await running.broadcast(line, topic=topic)
-        except PlumtreeError as error:
-            _say(f"not sent: {error}")
+        lines = await chunks.get()
+        if not joined.is_set():
+            # Nobody would get them: a joiner has nothing from before its time.
+            _say("lines wait until a seed answers")
+            await joined.wait()
+        for line in lines:
+            try:
+                await running.broadcast(line.rstrip(b"\r"), topic=topic)
+            except MessageTooLarge as error:
+                _say(f"not sent: {error}")
+            except PlumtreeError as error:
+                _say(f"no more lines are sent: {error}")
+                return
+        sent.release()
 
 
 _say: Callable[[str], None] = lambda text: click.echo(text, err=True)  # noqa: E731

@@ -319,6 +319,7 @@ class Endpoint:
             if self._may_tell(self._limits_told, now):
                 self._tell_security("limit.hit", address=_show(address), what=limit)
             return
+        self._tokens.spend(verdict.token, now)
         engine = engines.accept(
             self._credentials(),
             settings=self._engine_settings,
@@ -351,6 +352,11 @@ class Endpoint:
             return "handshakes a second"
         if len(self._half_open) >= settings.half_open_max:
             return "half-open connections"
+        if not loopback:
+            same = sum(link.first_host == address[0] for link in self._half_open)
+            if same >= settings.half_open_max // 2:
+                # Whoever else dials finds room.
+                return "half-open connections of one address"
         if len(self._links) >= settings.links_max:
             return "links"
         per_address = self._per_address.get(address[0], 0)

@@ -71,6 +71,7 @@ ADDRESS_CHANGES_PER_MINUTE_MAX = 4
 PEER_ACK_DELAY_S_MAX = 0.1
 KEY_UPDATE_PACKETS = 1 << 20
 KEY_UPDATE_S = 3_600.0
+_RESET_TOKEN_PARAMETER = 0x02
 _SHORT_HEADER_BYTES = 1 + CONNECTION_ID_BYTES
 _FORM_BITS, _SHORT_FORM, _RESERVED_BITS = 0xC0, 0x40, 0x18
 _FRAME_ROOM_BYTES_MIN = 32
@@ -757,6 +758,13 @@ class AioquicEngine(quic.QuicConnection):
             self._fresh_at = context.time
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        # aioquic takes the last of several, and reset tokens of any length (RFC 9000, sections
+        # 7.4 and 18.2).
+        reason = _unsound_parameters(data)
+        if reason:
+            raise _Refusal(
+                quic.QuicErrorCode.TRANSPORT_PARAMETER_ERROR, reason, QuicFrameType.CRYPTO
+            )
         super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
         # We dialled an address and stay there.
         self._remote_preferred_address = None
@@ -1036,6 +1044,26 @@ def _configuration(
         quic_logger=None,
         secrets_log_file=None,
     )
+
+
+def _unsound_parameters(data: bytes) -> str:
+    """Why these transport parameters are refused whatever aioquic thinks of them, or nothing."""
+    seen: set[int] = set()
+    buf = Buffer(data=data)
+    try:
+        while not buf.eof():
+            name = buf.pull_uint_var()
+            size = buf.pull_uint_var()
+            buf.pull_bytes(size)
+            if name in seen:
+                return "a parameter is repeated"
+            seen.add(name)
+            if name == _RESET_TOKEN_PARAMETER and size != quic.STATELESS_RESET_TOKEN_SIZE:
+                return "a reset token has a wrong size"
+    except ValueError:
+        # Cut off: aioquic says so.
+        return ""
+    return ""
 
 
 # --- power-on self-test ---------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Stateless Retry: proof that a dialler receives at the address it sends from.
 
 A token is an AEAD over the address, both connection IDs and the time; nothing is remembered for
-a dialler that has not shown one (RFC 9000, section 8.1.2). Never any socket or engine here.
+a dialler that has not shown one (RFC 9000, section 8.1.2). One that has made a connection is
+remembered for as long as it would be good, so that a copy of it makes no second one (section
+8.1.4). Never any socket or engine here.
 """
 
 import os
@@ -11,9 +13,11 @@ from aioquic.quic.packet import encode_quic_retry
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["TOKEN_LIFE_S", "RetryTokens"]
+__all__ = ["SPENT_MAX", "TOKEN_LIFE_S", "RetryTokens"]
 
 TOKEN_LIFE_S = 10.0
+SPENT_MAX = 16_384
+"""Spent tokens that are remembered at most: more than a node can greet in their life, by far."""
 KEY_LIFE_S = 60.0
 _VERSION_1 = 1
 _NONCE_BYTES = 12
@@ -26,6 +30,8 @@ class RetryTokens:
         self._key = AESGCM(os.urandom(16))
         self._older: AESGCM | None = None
         self._turned_at = now
+        # By nonce, in the order in which they were spent.
+        self._spent: dict[bytes, float] = {}
 
     def make_retry(
         self,
@@ -56,11 +62,13 @@ class RetryTokens:
     def check(
         self, token: bytes, address: tuple[str, int], retry_cid: bytes, now: float
     ) -> bytes | None:
-        """Return the original destination connection ID, or None for a bad or old token."""
+        """Return the original destination connection ID; None for a bad, old or spent token."""
         self._turn(now)
         if len(token) < _NONCE_BYTES + 16 + 8:
             return None
         nonce, sealed = token[:_NONCE_BYTES], token[_NONCE_BYTES:]
+        if nonce in self._spent:
+            return None
         bound_to = _bound_to(address, retry_cid)
         for key in (self._key, self._older):
             if key is None:
@@ -74,6 +82,16 @@ class RetryTokens:
                 return None
             return plain[8:]
         return None
+
+    def spend(self, token: bytes, now: float) -> None:
+        """This token has made a connection: it makes no other."""
+        spent = self._spent
+        while spent:
+            nonce, at = next(iter(spent.items()))
+            if now - at <= TOKEN_LIFE_S and len(spent) < SPENT_MAX:
+                break
+            del spent[nonce]
+        spent[token[:_NONCE_BYTES]] = now
 
     def _turn(self, now: float) -> None:
         if now - self._turned_at >= KEY_LIFE_S:

@@ -21,8 +21,9 @@ class NetSettings:
         incumbent_s: how long the older of two links has to answer a PING, at least.
         drain_s: how long a link that was replaced may take to deliver what it holds.
         half_open_max, links_per_address_max, links_max: connections that are kept at most when
-            somebody dials us; the first counts those that have not greeted, the second is not
-            asked on loopback, where all have one address.
+            somebody dials us; the first counts those that have not greeted, half of which one
+            address may hold; on loopback, where all have one address, neither that half nor the
+            second is asked.
         datagram_bytes_max: the largest UDP payload that we take and send, None for the default:
             1,452 (an Ethernet frame with IPv6 headers), 16,000 on loopback.
         redial_s: first and largest back-off between dials of a wanted peer.

@@ -132,14 +132,17 @@ async def test_the_wrong_node_at_that_address_is_named(ca, capsys):
         assert await connect(node.address, *flags(ca), "--expect", "spiffe://test/node/z") == 1
     out = capsys.readouterr().out
     assert "FAIL  12" in out
-    assert "spiffe://test/node/a" in out
+    assert "it is spiffe://test/node/a, and we meant spiffe://test/node/z" in out
     assert "dial the right address" in out
 
 
 async def test_our_own_identity_is_refused(ca, capsys):
     async with node_of(ca) as node:
         assert await connect(node.address, *flags(ca, "a")) == 1
-    assert "that is our own identity" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "that is our own identity" in out
+    assert "it runs as spiffe://test/node/a, and so would we" in out
+    assert "fix: give every node a certificate of its own" in out
 
 
 async def test_another_cluster_is_refused_and_both_names_are_said(ca, capsys):

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from plumtree_quic.cli import control
+from plumtree_quic.cli.main import run
 from tests.rigs.pki import Pki
 
 PROGRAM = [sys.executable, "-m", "plumtree_quic"]
@@ -116,6 +118,47 @@ def test_three_terminals_are_a_chat(files):
             a.until("spiffe://test/node/c left")
 
 
+def test_a_line_before_the_first_seed_answered_waits_for_it(files):
+    with terminal("node", "--listen", "127.0.0.1:0", *identity(files, "b")) as probe:
+        free = address_of(probe)
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--stdin", "--seed", free, *identity(files, "a")
+    ) as a:
+        a.type("early")
+        a.until("lines wait until a seed answers")
+        with terminal("node", "--listen", free, "--print", *identity(files, "b")) as b:
+            b.until("a: early")
+
+
+def test_a_pipe_is_sent_to_its_last_byte_and_too_long_a_line_is_told(files):
+    common = ("node", "--listen", "127.0.0.1:0", "--print")
+    with terminal(*common, *identity(files, "a")) as a:
+        seed = address_of(a)
+        with terminal(*common, "--stdin", "--seed", seed, *identity(files, "b")) as b:
+            lines = [f"line {number}" for number in range(3000)]
+            b.process.stdin.write(b"x" * 300_000 + b"\n" + "\n".join(lines).encode())
+            b.process.stdin.close()
+            b.until("not sent: payload of")
+            a.until("b: line 2999")
+            assert [line for line in a.text.splitlines() if line.startswith("b: ")] == [
+                f"b: {line}" for line in lines
+            ]
+            b.process.send_signal(signal.SIGTERM)
+            assert b.process.wait(15) == 0
+            b.process.stdout.close()
+
+
+def test_a_node_that_takes_no_more_lines_says_so_once(files):
+    state = ("--state-dir", str(files / "s"))
+    with terminal("node", "--listen", "127.0.0.1:0", "--stdin", *state, *identity(files, "a")) as a:
+        address_of(a)
+        subprocess.run([*PROGRAM, "drain", *state], check=True, timeout=30)
+        a.process.stdin.write(b"line\n" * 1000)
+        a.process.stdin.flush()
+        a.until("no more lines are sent: the node is draining")
+    assert a.text.count("draining") == 1
+
+
 def test_publish_subscribe_and_status_through_the_socket(files):
     with terminal(
         "node", "--listen", "127.0.0.1:0", "--state-dir", str(files / "sa"), *identity(files, "a")
@@ -152,6 +195,23 @@ def test_publish_subscribe_and_status_through_the_socket(files):
                 [*PROGRAM, "leave", "--state-dir", str(files / "sb")], check=True, timeout=30
             )
             assert b.process.wait(15) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "code", "says"),
+    [
+        ((), 0, "the node ended"),
+        (("--count", "2"), 1, "error: the node ended after 1 of 2 messages"),
+    ],
+    ids=["endless", "counted"],
+)
+def test_a_subscriber_says_that_its_node_ended(monkeypatch, capsys, count, code, says):
+    last = {"id": "a/1/1", "payload": "b25l"}
+    monkeypatch.setattr(control, "stream", lambda path, topic: iter([last]))
+    assert run(["subscribe", "--state-dir", "s", *count]) == code
+    printed = capsys.readouterr()
+    assert printed.out == "a/1/1 one\n"
+    assert printed.err == f"{says}\n"
 
 
 def refused(*arguments, env=None):
@@ -232,6 +292,50 @@ def test_a_seed_that_does_not_resolve_is_told_within_seconds_and_the_node_stays_
     ) as a:
         a.until("none of 1 seeds answered within 6 s: nobody.invalid:7946")
         assert a.process.poll() is None
+
+
+@pytest.mark.parametrize("seed", ["10.0.0.5:0", ":7946"])
+def test_a_seed_that_nobody_could_dial_is_refused_at_once(files, seed):
+    text = refused("node", "--listen", "127.0.0.1:0", "--seed", seed, *identity(files, "a"))
+    assert f"--seed: {seed!r} cannot be dialled" in text
+    assert "listens" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "place"),
+    [
+        (("--listen", "127.0.0.1"), {}, "--listen: '127.0.0.1'"),
+        ((), {"PLUMTREE_LISTEN": "127.0.0.1"}, "PLUMTREE_LISTEN: '127.0.0.1'"),
+        (("--listen", "127.0.0.1:0", "--seed", "x"), {}, "--seed: 'x'"),
+        (("--listen", "127.0.0.1:0"), {"PLUMTREE_SEEDS": "a:1,x"}, "PLUMTREE_SEEDS: 'x'"),
+    ],
+    ids=["listen_flag", "listen_variable", "seed_flag", "seed_variable"],
+)
+def test_a_bad_address_says_where_it_stands(files, arguments, env, place):
+    text = refused("node", *arguments, *identity(files, "a"), env=env)
+    assert text.startswith(f"error: {place} is not host:port")
+
+
+@pytest.mark.parametrize("field", ["eager_fanuot=3", "eager_fanout=many", "sync.sync_interval=x"])
+def test_a_bad_set_names_the_flag_and_not_only_a_variable(files, field):
+    text = refused("node", "--listen", "127.0.0.1:0", "--set", field, *identity(files, "a"))
+    assert text.startswith(f"error: --set {field!r}: ")
+
+
+def test_fields_that_are_set_are_judged_together(files):
+    # Each alone is refused beside the defaults: a probe times out before the next one.
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--set", "probe_timeout=2s",
+        "--set", "probe_interval=3s", *identity(files, "a"),
+    ) as a:  # fmt: skip
+        address_of(a)
+
+
+def test_verbose_tells_of_our_own_links_and_not_of_the_self_tests_refusals(files):
+    with terminal("node", "-v", "--listen", "127.0.0.1:0", *identity(files, "a")) as a:
+        address_of(a)
+        assert "no certificate was sent" not in a.text
+        assert "Negotiated" not in a.text
 
 
 def test_a_damaged_epoch_file_is_named(files):

@@ -7,6 +7,7 @@ import pytest
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import get_retry_integrity_tag, pull_quic_header
 
+from plumtree_quic.net import retry as retry_module
 from plumtree_quic.net.retry import KEY_LIFE_S, TOKEN_LIFE_S, RetryTokens
 
 ADDRESS = ("192.0.2.7", 7946)
@@ -132,9 +133,29 @@ def test_nothing_is_remembered_for_those_who_ask():
     for number in range(1_000):
         made(tokens, address=("192.0.2.9", number))
     assert set(vars(tokens)) == names
-    assert not any(isinstance(each, dict | list | set) for each in vars(tokens).values())
+    kept = [each for each in vars(tokens).values() if isinstance(each, dict | list | set)]
+    assert kept == [{}]
 
 
 def test_the_token_stays_within_what_the_filter_passes():
     assert len(made(RetryTokens(0.0), original=b"x" * 20)) <= 256
     assert TOKEN_LIFE_S < KEY_LIFE_S
+
+
+def test_h27_a_token_that_was_spent_is_good_no_more_and_others_are():
+    tokens = RetryTokens(0.0)
+    token, other = made(tokens), made(tokens)
+    tokens.spend(token, 1.0)
+    assert tokens.check(token, ADDRESS, NEXT, 1.0) is None
+    assert tokens.check(other, ADDRESS, NEXT, 1.0) == ORIGINAL
+
+
+def test_spent_tokens_are_remembered_for_their_life_and_in_bounded_number(monkeypatch):
+    tokens = RetryTokens(0.0)
+    for number in range(100):
+        tokens.spend(b"%012d" % number, float(number))
+    assert len(tokens._spent) == TOKEN_LIFE_S + 1
+    monkeypatch.setattr(retry_module, "SPENT_MAX", 5)
+    for number in range(100, 120):
+        tokens.spend(b"%012d" % number, 99.0)
+    assert len(tokens._spent) == 5

@@ -20,6 +20,7 @@ from plumtree_quic.messages import (
     Rows,
 )
 from plumtree_quic.proto import members as members_module
+from plumtree_quic.proto import swim as swim_module
 from plumtree_quic.proto.effects import (
     MemberFailed,
     MemberJoined,
@@ -263,6 +264,35 @@ def test_a_ping_is_echoed_at_once():
     rig = Rig("a")
     effects = rig.receive("a", Ping(b"12345678"))
     assert effects == [SendDatagram(node_id("a"), Ack(b"12345678"))]
+
+
+def test_x17_pings_of_one_peer_are_answered_up_to_its_rate_and_another_peers_are_all_answered():
+    rig = Rig("a", "b")
+    answered = {"a": 0, "b": 0}
+    burst, rate = swim_module.PINGS_ANSWERED_BURST, swim_module.PINGS_ANSWERED_PER_S
+    for tick in range(50_000):
+        rig.now = tick / 10_000
+        answered["a"] += len(rig.swim.receive(node_id("a"), Ping(b"12345678"), rig.now))
+        if tick % 1_000 == 0:
+            answered["b"] += len(rig.swim.receive(node_id("b"), Ping(b"12345678"), rig.now))
+    assert answered["a"] == pytest.approx(burst + 5 * rate, abs=1)
+    assert answered["b"] == 50
+    assert rig.swim.counters.pings_dropped == 50_000 - answered["a"]
+
+
+def test_x17_what_rides_on_a_ping_above_the_rate_is_not_read():
+    rig = Rig("a", "b")
+    for _ in range(200):
+        rig.swim.receive(node_id("a"), Ping(b"12345678"), rig.now)
+    rig.receive("a", Ping(b"12345678", (fact("b", LEFT),)))
+    assert rig.state("b") is ALIVE
+
+
+def test_no_honest_probing_of_any_preset_is_near_the_rate():
+    for name in ("lan", "wan", "large_cluster"):
+        config = getattr(PlumtreeConfig, name)()
+        pings_per_s = swim_module.PINGS_PER_TIMEOUT / config.probe_timeout
+        assert 10 * pings_per_s <= swim_module.PINGS_ANSWERED_PER_S
 
 
 def test_a_fresh_echo_ends_the_wait():
