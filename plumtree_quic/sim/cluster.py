@@ -225,8 +225,11 @@ class Host:
             if refusal.verdict.is_strike:
                 self._perform([Strike(end.peer, f"{refusal.what}: {refusal.verdict.value}")])
         for each in admitted.messages:
-            if end.peer not in self.cluster.liars:
+            try:
                 self.cluster.journal.on_received(end, each)
+            except Violation:
+                if end.peer not in self.cluster.liars:
+                    raise
             self._perform(self.core.receive(end.peer, each, now))
 
     def fresh(self, end: End) -> None:
@@ -567,8 +570,7 @@ class Cluster:
         self.identities: dict[str, None] = {}
         self.links_changed_at = START_S
         self.authority = Authority(seed)
-        # Nodes that tell lies on purpose: what they say is no violation of ours.
-        self.liars: set[NodeId] = set()
+        self.liars = self.journal.liars
         self.time.after(WATCH_EVERY_S, self._watch)
 
     @property

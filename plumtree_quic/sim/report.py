@@ -19,7 +19,7 @@ from struct import pack
 
 import attrs
 
-from plumtree_quic.ids import MemberKey
+from plumtree_quic.ids import MemberKey, NodeId
 from plumtree_quic.messages import (
     Bundle,
     Digest,
@@ -153,6 +153,8 @@ class Journal:
         self.facts: list[tuple[float, Life, Effect]] = []
         self.lives: list[Life] = []
         self.crashes: list[tuple[float, Life]] = []
+        # Nodes that tell lies on purpose: what they say, and owe, is no violation of ours.
+        self.liars: set[NodeId] = set()
 
     # --- what the network carries ---------------------------------------------------------------
 
@@ -235,6 +237,8 @@ class Journal:
             _, index, links = life.due.popleft()
             for end in links:
                 if not end.up or index in end.told or end.link.broken:
+                    continue
+                if end.peer in self.liars or end.owner.id in self.liars:
                     continue
                 item = self._published[index]
                 if not _covered(end.digests, item.bundle):
