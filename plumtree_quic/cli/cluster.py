@@ -206,8 +206,9 @@ async def swarm(preset: str = "lan") -> AsyncIterator[Swarm]:
 
     def terminate() -> None:
         nonlocal terminated
-        terminated = True
-        task.cancel()
+        if not terminated:  # a second one (`timeout` sends two) must not cut the cleaning up short
+            terminated = True
+            task.cancel()
 
     # Not possible off the main thread, and on Windows.
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):

@@ -1,12 +1,12 @@
 """`plumtree-quic node`: run one node until SIGTERM, SIGINT or `plumtree-quic leave`."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 
 import click
 
@@ -156,8 +156,10 @@ async def _run(env: dict[str, str], *, prints: bool, reads: bool, topic: str) ->
     seeds = _seeds_of(env)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Ignored from the start means `nohup`: a closed terminal is then no reason to leave.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.set)
     tasks: list[asyncio.Task[None]] = []
     control: ControlServer | None = None
     await running.start()
@@ -312,4 +314,7 @@ async def _broadcast_lines(
         sent.release()
 
 
-_say: Callable[[str], None] = lambda text: click.echo(text, err=True)  # noqa: E731
+def _say(text: str) -> None:
+    # The terminal may be gone (SIGHUP): that must not keep the node from leaving.
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)

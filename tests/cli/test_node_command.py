@@ -350,6 +350,21 @@ def test_a_damaged_epoch_file_is_named(files):
         assert "remove it" in text
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_node_that_is_told_to_end_leaves_and_is_not_missed(files, number):
+    with terminal("node", "--listen", "127.0.0.1:0", *identity(files, "a")) as a:
+        with terminal(
+            "node", "--listen", "127.0.0.1:0", "--seed", address_of(a), *identity(files, "b")
+        ) as b:
+            a.until("node/b is here")
+            b.until("node/a is here")
+            b.process.stdout.close()  # nobody reads any more, as when a terminal closes
+            b.process.send_signal(number)
+            assert b.process.wait(15) == 0
+            b.process.stdin.close()
+        a.until("node/b left")
+
+
 def test_a_message_from_a_pipe_that_never_ends_is_refused(files):
     with terminal(
         "node", "--listen", "127.0.0.1:0", "--state-dir", str(files / "s"), *identity(files, "a")
