@@ -77,7 +77,9 @@ def describe_key(public_key: object) -> str:
         curve = public_key.curve.name
         return {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}.get(curve, curve)
     if isinstance(public_key, rsa.RSAPublicKey):
-        return f"RSA {public_key.key_size}"
+        exponent = public_key.public_numbers().e
+        odd = f" with an exponent of {exponent.bit_length()} bits" if exponent > 1 << 32 else ""
+        return f"RSA {public_key.key_size}{odd}"
     if public_key is None:
         return "unknown"
     return type(public_key).__name__.removesuffix("PublicKey")

@@ -44,6 +44,9 @@ CHAIN_BYTES_MAX = 16_384
 CHAIN_DEPTH_MAX = 2
 RSA_BITS_MIN = 2048
 RSA_BITS_MAX = 4096
+RSA_EXPONENT_MAX = 1 << 32
+"""Keys have 65537, old ones 3. With an exponent as long as the modulus a check costs 60 times as
+much, and whoever asks for a certificate chooses it."""
 OWN_IDENTITY = "that is our own identity"
 """Reason of step 12 when a peer shows our own NodeId: a dial to ourselves, or a copied key."""
 
@@ -151,9 +154,15 @@ def check_key(public_key: object) -> None:
             return
         case ed25519.Ed25519PublicKey():
             return
-        case rsa.RSAPublicKey() if RSA_BITS_MIN <= public_key.key_size <= RSA_BITS_MAX:
+        case rsa.RSAPublicKey() if _is_usual(public_key):
             return
     raise CheckFailed(5, Alert.UNSUPPORTED_CERTIFICATE, "key type or size", _describe(public_key))
+
+
+def _is_usual(key: rsa.RSAPublicKey) -> bool:
+    return (
+        RSA_BITS_MIN <= key.key_size <= RSA_BITS_MAX and key.public_numbers().e <= RSA_EXPONENT_MAX
+    )
 
 
 def check_issuer_keys(chain: Sequence[x509.Certificate]) -> None:
@@ -165,7 +174,7 @@ def check_issuer_keys(chain: Sequence[x509.Certificate]) -> None:
                 key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1
             ):
                 continue
-            case rsa.RSAPublicKey() if RSA_BITS_MIN <= key.key_size <= RSA_BITS_MAX:
+            case rsa.RSAPublicKey() if _is_usual(key):
                 continue
         raise CheckFailed(
             5, Alert.UNSUPPORTED_CERTIFICATE, "issuer key type or size", _describe(key)
@@ -194,7 +203,8 @@ def check_chain(
     check_issuer_keys(chain)
     if now > leaf.not_valid_after_utc:
         raise CheckFailed(8, Alert.CERTIFICATE_EXPIRED, "certificate expired")
-    if now < leaf.not_valid_before_utc - NOT_BEFORE_GRACE:
+    # A difference, for the year 1 less a minute is none that Python knows.
+    if leaf.not_valid_before_utc - now > NOT_BEFORE_GRACE:
         raise CheckFailed(8, Alert.CERTIFICATE_EXPIRED, "certificate not yet valid")
     try:
         _check_usages(leaf)
@@ -296,5 +306,6 @@ def _describe(public_key: object) -> str:
         case ec.EllipticCurvePublicKey():
             return public_key.curve.name
         case rsa.RSAPublicKey():
-            return f"RSA {public_key.key_size}"
+            exponent = public_key.public_numbers().e.bit_length()
+            return f"RSA {public_key.key_size}, exponent of {exponent} bits"
     return type(public_key).__name__.lstrip("_")

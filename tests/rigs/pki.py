@@ -48,6 +48,17 @@ def _shared_rsa(bits, number):
     return rsa.generate_private_key(public_exponent=65537, key_size=bits)
 
 
+def _rsa_with_exponent(exponent):
+    """The shared key's primes with another exponent, which no library would generate."""
+    numbers = _shared_rsa(2048, 0).private_numbers()
+    p, q = numbers.p, numbers.q
+    d = pow(exponent, -1, (p - 1) * (q - 1))
+    public = rsa.RSAPublicNumbers(exponent, p * q)
+    return rsa.RSAPrivateNumbers(
+        p, q, d, d % (p - 1), d % (q - 1), numbers.iqmp, public
+    ).private_key()
+
+
 _CURVES = {
     "p256": ec.SECP256R1,
     "p384": ec.SECP384R1,
@@ -57,7 +68,8 @@ _CURVES = {
 
 
 def make_key(key_type="p256", number=0):
-    """A private key. p256, p384, p521, secp256k1, ed25519, ed448, x25519, dsa, rsa or rsa<bits>.
+    """A private key. p256, p384, p521, secp256k1, ed25519, ed448, x25519, dsa, rsa, rsa<bits>
+    or rsa-exponent (one that makes verifying dear).
 
     RSA keys are made once a process for each (bits, number): they are slow.
     """
@@ -71,6 +83,8 @@ def make_key(key_type="p256", number=0):
         return x25519.X25519PrivateKey.generate()
     if key_type == "dsa":
         return dsa.generate_private_key(key_size=2048)
+    if key_type == "rsa-exponent":
+        return _rsa_with_exponent((1 << 33) + 17)  # a prime
     if key_type.startswith("rsa"):
         return _shared_rsa(int(key_type[3:] or 2048), number)
     raise ValueError(key_type)

@@ -86,6 +86,25 @@ def test_keys_that_are_fine_and_things_that_are_no_keys():
     assert public_key_of(PKI.ca.cert) == PKI.ca.key.public_key()
 
 
+def test_an_rsa_exponent_that_makes_checking_dear_is_refused_in_leaf_and_issuer():
+    key = make_key("rsa-exponent").public_key()
+    assert failure(check_key, key) == (5, 43)
+    dear = PKI.authority("dear", key_type="rsa-exponent")
+    leaf = PKI.node("a", issuer=dear)
+    assert failure(check_chain, leaf.cert, leaf.chain, [PKI.ca.cert], utc()) == (5, 43)
+
+
+@pytest.mark.parametrize("year", [b"0001", b"1940", b"9999"])
+def test_years_at_the_ends_of_the_calendar_are_refused_like_any_others(year):
+    then = utc().replace(year=2060)
+    der = PKI.node("a", not_before=then, not_after=then.replace(year=2061)).der
+    der = der.replace(b"2060", year).replace(b"2061", year)
+    (cert,) = parse_certificates([der])
+    for when in (utc(), cert.not_valid_before_utc, cert.not_valid_after_utc):
+        with pytest.raises(CheckFailed):
+            check_chain(cert, [], [PKI.ca.cert], when)
+
+
 def test_whom_we_meant():
     check_meant(B, A, None)
     check_meant(B, A, B)
