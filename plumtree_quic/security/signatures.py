@@ -1,8 +1,8 @@
 """Signatures over bundles, records and facts: what is signed, and how. No certificates judged here.
 
 Whoever verifies needs the public key; which key counts for whom is the key ring's matter
-(keyring.py). What is signed stands in ARCHITECTURE section 3 and docs/wire.md: a tag that says
-what kind of thing it is, the trust domain, the cluster, and the thing itself as it is on the wire.
+(keyring.py). What is signed stands in docs/wire.md: a tag that says what kind of thing it is, the
+trust domain, the cluster, and the thing itself as it is on the wire.
 """
 
 import hashlib
