@@ -95,6 +95,8 @@ HEARD_EVERY_S = 0.1
 PAUSE_S = 0.1
 # Of a name with many addresses (a headless service) so many are dialled at once. A guess.
 ADDRESSES_PER_NAME_MAX = 16
+# A seed that finds fault with our certificate is left in peace for so long (as in net/settings.py).
+REFUSED_FLOOR_S = 30.0
 MALFORMED_TOLD_EVERY_S = 10.0
 RECORD_VALID_MS = 24 * 3600 * 1000
 STRIKES_MAX = 3
@@ -731,8 +733,8 @@ class Driver:
                 self._unblock(peer)
                 self._wake(self._direct_waiters.pop(peer, deque()))
                 self._perform(self.core.link_down(peer, now), now)
-            case DialFailed(address, peer, error):
-                self._on_dial_failed(address, peer, error, now)
+            case DialFailed():
+                self._on_dial_failed(event, now)
             case SecurityEvent(kind, fields):
                 self._sink.security_event(kind, fields)
 
@@ -860,9 +862,8 @@ class Driver:
         self._perform(self.core.start(now), now)
         self._perform(self.core.seeds(self._seed_addresses, now), now)
 
-    def _on_dial_failed(
-        self, address: tuple[str, int], peer: NodeId | None, error: PlumtreeError, now: float
-    ) -> None:
+    def _on_dial_failed(self, event: DialFailed, now: float) -> None:
+        address, peer, error = event.address, event.peer, event.error
         logger.info(
             "dial failed: %s: %s",
             _join_address(*address[:2]),
@@ -874,7 +875,8 @@ class Driver:
             seed = self._dials.pop(dial)
             self.last_seed_error = error
             if seed not in self._dials.values():
-                self._perform(self.core.seed_failed(seed, now), now)
+                floor_s = REFUSED_FLOOR_S if event.refused else 0.0
+                self._perform(self.core.seed_failed(seed, now, floor_s), now)
         if peer is not None:
             self._perform(self.core.unreachable(peer, now), now)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from plumtree_quic import wire
 from plumtree_quic.errors import IdentityError, LinkError, PlumtreeError
@@ -759,7 +761,10 @@ class Endpoint:
         if not link.dialled:
             return
         if link.expected is None or link.expected not in self._pairs:
-            self._events.append(DialFailed(link.address, link.expected, self._explain(link)))
+            refused = link.alert in _OUR_FAULT_ALERTS
+            self._events.append(
+                DialFailed(link.address, link.expected, self._explain(link), refused)
+            )
         wanted = self._wants.get(link.expected) if link.expected is not None else None
         if wanted is None or wanted.dialling is not link or link.expected is None:
             return
@@ -856,6 +861,7 @@ class Endpoint:
             detail=_escape(failure.detail),
             address=_show(link.address),
             dialled=link.dialled,
+            **_describe(link.engine.peer_certificates),
         )
         if failure.reason == OWN_IDENTITY:
             self._tell_security("identity.conflict", address=_show(link.address))
@@ -868,6 +874,27 @@ def _wall() -> datetime.datetime:
 def _show(address: Address) -> str:
     host, port = address[0], address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _describe(certificates: tuple[x509.Certificate, ...]) -> dict[str, object]:
+    """Who knocked, as far as a certificate says so that nobody has believed: for the log."""
+    if not certificates:
+        return {}
+    leaf = certificates[0]
+    described: dict[str, object] = {
+        "leaf_sha256": leaf.fingerprint(hashes.SHA256()).hex(),
+        "not_after": leaf.not_valid_after_utc.isoformat(),
+    }
+    try:
+        described["subject"] = _escape(leaf.subject.rfc4514_string())
+        described["issuer"] = _escape(leaf.issuer.rfc4514_string())
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        described["identities"] = _escape(" ".join(uris))
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        # What does not parse is not described; the fingerprint finds it.
+        pass
+    return described
 
 
 def _escape(text: str) -> str:

@@ -50,6 +50,7 @@ __all__ = [
     "accept",
     "dial",
     "self_test",
+    "silence",
 ]
 
 CONNECTION_ID_BYTES = 8
@@ -132,6 +133,11 @@ class _Silence:
     def info(self, *_: Any) -> None: ...
     def warning(self, *_: Any) -> None: ...
     def error(self, *_: Any) -> None: ...
+
+
+def silence(connection: quic.QuicConnection) -> None:
+    """Keep what this connection would log out of the log of the program around us."""
+    connection._logger = _Silence()  # type: ignore[assignment]
 
 
 @attrs.frozen(kw_only=True)
@@ -334,7 +340,7 @@ class AioquicEngine(quic.QuicConnection):
         self.closed_by_peer = False
         self.tls: Any = None
         super().__init__(configuration=configuration, **roles)
-        self._logger: Any = _Silence()
+        silence(self)
         self._loss._logger = None
         self._loss.__class__ = _Recovery
         self._ack_delay = ACK_DELAY_S

@@ -57,11 +57,14 @@ class LinkDown:
 
 @attrs.frozen
 class DialFailed:
-    """A dial came to nothing. peer: whom we meant to reach, when we meant anybody."""
+    """A dial came to nothing. peer: whom we meant to reach, when we meant anybody. refused: the
+    peer's alert says that our certificate is at fault, which no hammering heals.
+    """
 
     address: tuple[str, int]
     peer: NodeId | None
     error: PlumtreeError
+    refused: bool = False
 
 
 @attrs.frozen

@@ -90,11 +90,14 @@ def _dial(credentials: Credentials, expected: NodeId | None) -> engine.AioquicEn
 
 
 def _dial_without_certificate() -> QuicConnection:
-    return QuicConnection(
+    dialler = QuicConnection(
         configuration=QuicConfiguration(
             is_client=True, alpn_protocols=[ALPN], verify_mode=0, max_datagram_frame_size=65_535
         )
     )
+    # Its refusal is what we want; the program around us need not read of it.
+    engine.silence(dialler)
+    return dialler
 
 
 class _Authority:

@@ -140,9 +140,9 @@ class Core:
         """Dial these addresses now and again later until they answer or belong to a member."""
         return list(self._seeds.add(addresses, now))
 
-    def seed_failed(self, address: str, now: float) -> list[Effect]:
-        """A dial that DialSeed asked for came to nothing."""
-        self._seeds.failed(address, now)
+    def seed_failed(self, address: str, now: float, floor_s: float = 0.0) -> list[Effect]:
+        """A dial that DialSeed asked for came to nothing. floor_s: least wait till the next."""
+        self._seeds.failed(address, now, floor_s)
         return []
 
     def seed_answered(self, address: str, now: float) -> None:

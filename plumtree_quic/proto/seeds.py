@@ -87,14 +87,19 @@ class Seeds:
         seed.attempts = 0
         seed.due = None
 
-    def failed(self, address: str, now: float) -> None:
-        """The dial to this seed came to nothing; the next one waits longer, with full jitter."""
+    def failed(self, address: str, now: float, floor_s: float = 0.0) -> None:
+        """The dial to this seed came to nothing; the next one waits longer, with full jitter.
+
+        floor_s: and at least this long.
+        """
         seed = self._seeds.get(address)
         if seed is None or address in self._served:
             return
         top = min(SEED_BACKOFF_MAX_S, SEED_BACKOFF_MIN_S * 2.0 ** min(seed.attempts, 16))
         # Never below the shortest wait: a dead seed costs less than one dial a second.
-        seed.due = self._at(now + self._rng.uniform(SEED_BACKOFF_MIN_S, top))
+        wait_s = self._rng.uniform(SEED_BACKOFF_MIN_S, top)
+        # A floor needs its own jitter: many nodes may have met the same refusal.
+        seed.due = self._at(now + (wait_s if wait_s > floor_s else floor_s + wait_s))
 
     def member_alive(self, node_id: NodeId, addresses: Sequence[str], now: float) -> None:
         """A member lives at these addresses: seeds among them need no dial."""

@@ -156,6 +156,7 @@ class QuicConfig:
         certificates = load_certificates(pems[0], cert_name)
         key = _private_key(pems[1], key_name, key_password)
         anchors = load_certificates(pems[2], ca_name)
+        _check_anchors(anchors, ca_name)
         leaf, *chain = certificates
         _check_pair(certificates, cert_name, key, key_name)
         # A root sent along is of no use to the peer, which has its own. An intermediate may be:
@@ -339,6 +340,21 @@ def _check_pair(
             f"{key_name} belongs to a later certificate in {cert_name}; put the node's own first"
         )
     raise CredentialsError(f"{key_name} is not the key of {cert_name}; were they issued together?")
+
+
+def _check_anchors(anchors: Sequence[x509.Certificate], name: str) -> None:
+    """A node's certificate among the anchors would be believed whoever holds its key."""
+    for anchor in anchors:
+        try:
+            is_ca = anchor.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+            is_ca = False
+        if not is_ca:
+            subject = ascii(anchor.subject.rfc4514_string())
+            raise CredentialsError(
+                f"{name} holds a certificate that is no CA's ({subject}); give the certificate of "
+                "the CA that issues your nodes' certificates"
+            )
 
 
 # --- the rules ----------------------------------------------------------------------------------

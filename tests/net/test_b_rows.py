@@ -18,6 +18,8 @@ from plumtree_quic.errors import LocalProtocolError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.net import engine
 from plumtree_quic.net.engine import EngineFailed, EngineSettings
+from plumtree_quic.net.events import DialFailed
+from tests.net.test_floods import initial_to, proved
 from tests.rigs.evil_quic import (
     ACCEPTOR,
     DIALLER,
@@ -31,10 +33,12 @@ from tests.rigs.evil_quic import (
     new_cid_frame,
     parameters,
     reset_frame,
+    retire_cid_frame,
     stop_frame,
     stream_frame,
 )
 from tests.rigs.handshakes import PKI, A, B, good_pair, meet, our_acceptor, our_dialler
+from tests.rigs.virtual_net import Net
 
 PROTOCOL_VIOLATION, FLOW_CONTROL, STREAM_LIMIT = 0x0A, 0x03, 0x04
 CRYPTO_BUFFER, PARAMETERS = 0x0D, 0x08
@@ -173,6 +177,27 @@ def test_b07_a_connection_id_that_is_retired_as_it_comes():
     assert outcome.ours._peer_cid.sequence_number == 8
     with pytest.raises(EngineFailed, match="IndexError"):
         send(new_cid_frame(9, retire_prior_to=9))
+
+
+def test_b08_retiring_a_connection_id_that_was_never_announced_ends_the_connection_alone():
+    outcome, send = evil_link()
+    send(retire_cid_frame(1_000))
+    assert outcome.ours.ended
+    assert outcome.ours.close_event.error_code == PROTOCOL_VIOLATION
+
+
+def test_b16_a_handshake_that_is_kept_busy_has_an_absolute_deadline():
+    net = Net(7)
+    b = net.node("b")
+    source = ("198.51.100.9", 4433)
+    cid, token = proved(net, b, source)
+    keys = initial_to(b, token, source=source, cid=cid)
+    began, number = net.now, 0
+    while b.tables()["half_open"] and net.now < began + 60:
+        number += 1
+        b.deliver(keys.packet(b"\x01", to=cid, source=b"stranger", number=number), source)
+        net.run(0.5)
+    assert net.now - began <= b.settings.handshake_s + b.settings.close_s + 1
 
 
 def test_b09_a_write_after_stop_sending_fails_on_that_link_alone():
@@ -446,6 +471,13 @@ def test_b33_end_of_stream_is_told_once():
     assert len(ends) == 1
 
 
+def test_b34_nothing_of_ours_uses_aioquics_asyncio_adapter():
+    package = Path(engine.__file__).parents[1]
+    texts = [path.read_text() for path in package.rglob("*.py")]
+    assert len(texts) > 40
+    assert not any("aioquic.asyncio" in text.replace("plain aioquic.asyncio", "") for text in texts)
+
+
 def test_b35_what_waits_in_the_engine_is_bounded():
     pair = good_pair()
     for _ in range(4):
@@ -516,6 +548,35 @@ def test_b40_a_retry_token_that_leaves_no_room_is_ignored():
     dialler, answer = retried(b"t" * 256)
     assert header_of(answer[0][0]).token == b"t" * 256
     assert not dialler.ended
+
+
+def test_b41_a_close_that_anybody_can_forge_ends_a_dial_and_the_next_one_succeeds():
+    """Initial keys are public: whoever sees a dial can end it. The peer is not to blame."""
+    net = Net(7)
+    a, b = net.node("a"), net.node("b")
+    carry, forged = net.carry, []
+
+    def interfere(node, data, address):
+        if node is a and not forged and data[0] & 0xF0 == 0xC0:
+            header = header_of(data)
+            if header.token:
+                # An on-path attacker answers the Initial with a CONNECTION_CLOSE, and drops it.
+                keys = Initials(header.destination_cid, from_dialler=False)
+                close = b"\x1c\x0a\x00\x00"
+                forged.append(
+                    keys.packet(close, to=header.source_cid, source=b"attacker", number=0)
+                )
+                net.inject(forged[0], a, b.address)
+                return None
+        return carry(node, data, address)
+
+    net.carry = interfere
+    a.endpoint.want(b.id, [b.address], net.now)
+    a.pump()
+    net.run(20.0)
+    assert forged
+    assert [each.peer for each in a.ups] == [b.id]
+    assert [each.refused for each in a.of(DialFailed)] in ([], [False])
 
 
 def test_b43_keys_are_updated_after_an_hour_and_traffic_goes_on():

@@ -748,7 +748,7 @@ def test_at_most_256_datagrams_wait():
     assert len(link._datagrams) == links.DATAGRAMS_MAX
 
 
-def test_a_stale_datagram_is_dropped_and_not_sent():
+def test_b36_a_stale_datagram_is_dropped_and_not_sent():
     net = Net()
     a, b = net.linked()
     link = a.link(b)

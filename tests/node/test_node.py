@@ -193,7 +193,7 @@ async def test_validate_stops_a_message_at_the_node_that_refuses_it(pki):
         assert message.payload == b"good"
 
 
-async def test_an_exception_in_a_delegate_is_counted_and_stops_nothing(pki):
+async def test_x20_an_exception_in_a_delegate_is_counted_and_stops_nothing(pki):
     class Broken(Delegate):
         def on_deliver(self, message):
             raise RuntimeError("application bug")
@@ -294,7 +294,7 @@ async def test_a_drained_node_takes_no_more_broadcasts_and_stays_a_member(pki):
         assert b.peer_count() == 1
 
 
-async def test_a_subscription_that_falls_behind_ends_with_an_error(pki):
+async def test_x20_a_subscription_that_falls_behind_ends_with_an_error(pki):
     async with cluster(pki, "ab") as (a, b), b.subscribe(buffer=3) as messages:
         for number in range(10):
             await a.broadcast(b"%d" % number)

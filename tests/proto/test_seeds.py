@@ -172,3 +172,12 @@ def _started(machine):
     machine.failed("a:1", 0.0)
     machine.failed("b:1", 0.0)
     return machine
+
+
+def test_c8_a_seed_that_refused_our_certificate_is_left_in_peace_for_30_s():
+    for seed in range(20):
+        machine = seeds(seed=seed)
+        machine.add(["a:1"], 0.0)
+        machine.failed("a:1", 1.0, 30.0)
+        dials = play(machine, 300.0, now=1.0, fail=False)
+        assert dials[0][0] >= 31.0

@@ -96,7 +96,7 @@ ALSO = (
         "_local_max_streams_bidi.sent = 9",
     ),
     ("plumtree_quic/net/engine.py", "= settings.streams_max", "= 9999"),
-    ("plumtree_quic/net/engine.py", "self._logger: Any = _Silence()", "pass"),
+    ("plumtree_quic/net/engine.py", "silence(self)", "pass"),
     ("plumtree_quic/net/retry.py", "bound_to = _bound_to(address, retry_cid)", "bound_to = b''"),
     ("plumtree_quic/net/retry.py", "if now - self._turned_at >= KEY_LIFE_S:", "if False:"),
     ("plumtree_quic/net/budget.py", "and self._socket.take(now)", ""),

@@ -385,7 +385,7 @@ def test_what_is_wrong_with_the_ca_is_said(options, named):
 
 def test_a_node_certificate_as_ca_is_recognized(pki):
     a = pki.node("a")
-    assert "is not in ca" in refused(a, pki, ca=pki.node("b").cert_pem)
+    assert "is no CA's" in refused(a, pki, ca=pki.node("b").cert_pem)
 
 
 def test_a_missing_authority_key_identifier_is_named(pki):
@@ -575,3 +575,24 @@ def test_any_bytes_in_place_of_a_file_are_refused_with_our_error(noise):
 
 
 _SHARED = Pki("test")
+
+
+# --- what stands in the files ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["own", "another's", "beside the CA"])
+def test_a_nodes_certificate_is_no_ca(pki, which):
+    a, b = pki.node("a"), pki.node("b")
+    ca = {"own": a.cert_pem, "another's": b.cert_pem, "beside the CA": pki.ca_pem + b.cert_pem}
+    message = refused(a, pki, ca=ca[which])
+    assert "ca holds a certificate that is no CA's" in message
+    assert "give the certificate of the CA" in message
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("text", [b"", b"# comment\n", b"subject=CN = a\n"])
+def test_b56_a_bundle_with_any_line_ends_and_text_between_is_read_whole(pki, end, text):
+    other = Pki("test")
+    both = text.join((b"", pki.ca_pem, other.ca_pem, b"")).replace(b"\n", end)
+    config = from_pem(pki.node("a"), pki, ca=both)
+    assert len(config.credentials.anchors) == 2
