@@ -3,8 +3,9 @@
 A check is found in the source, not listed by hand, so that a new one cannot be forgotten:
 
 - a statement that refuses: `raise CheckFailed`, `raise _Refusal`, `raise LocalProtocolError`, a
-  bare call of `check_...`, a `self.close(...)` in a method `_check_...`, a `return` of "drop", or
-  of None or False in a function `check` or `take`;
+  bare call of `check_...`, a `self.close(...)` in a method `_check_...`, a `return` of "drop", of
+  a verdict that is not good, or of None or False in a function `check`, `take`, `verify` or
+  `offer`;
 - each operand of an `or` that leads to one;
 - the guard of a `case`;
 - a few lines in `ALSO` that protect without refusing.
@@ -26,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSALS = {"CheckFailed", "_Refusal", "LocalProtocolError", "EngineFailed"}
+RETURNING = {"check", "take", "verify", "offer"}
 SECONDS_MAX = 300
 
 TARGETS = {
@@ -40,6 +42,11 @@ TARGETS = {
         "tests/net/test_engine.py",
         "tests/net/test_handshake.py",
     ),
+}
+
+TARGETS |= {
+    f"plumtree_quic/security/{name}.py": (f"tests/security/test_{name}.py",)
+    for name in ("signatures", "keyring")
 }
 
 TARGETS |= {
@@ -106,6 +113,42 @@ ALSO = (
     ("plumtree_quic/net/engine.py", ">= KEY_UPDATE_PACKETS", ">= 1 << 60"),
     ("plumtree_quic/net/engine.py", "queue.sort(key=_stream_id)", "pass"),
     ("plumtree_quic/net/engine.py", "if self._ack_only >= ACK_ONLY_PACKETS_PER_PING:", "if False:"),
+    ("plumtree_quic/security/identity.py", "and key.public_numbers().e <= RSA_EXPONENT_MAX", ""),
+    ("plumtree_quic/security/signatures.py", "kind.value, bytes((0", "bytes((0"),
+    ("plumtree_quic/security/signatures.py", "bytes((0, len(domain))), domain,", ""),
+    ("plumtree_quic/security/signatures.py", ", bytes((len(name),)), name", ", name"),
+    ("plumtree_quic/security/signatures.py", "bytes((len(name),)), name))", "))"),
+    ("plumtree_quic/security/signatures.py", "salt_length=32", "salt_length=padding.PSS.AUTO"),
+    (
+        "plumtree_quic/security/keyring.py",
+        "parse_identity(leaf, self._credentials.trust_domain)",
+        "parse_identity(leaf, None)",
+    ),
+    ("plumtree_quic/security/keyring.py", "key.spans.clear()", "pass"),
+    ("plumtree_quic/security/keyring.py", "span.revoked = None", "pass"),
+    (
+        "plumtree_quic/security/keyring.py",
+        "span.path or key.certificates[:1]",
+        "key.certificates",
+    ),
+    ("plumtree_quic/security/keyring.py", "and self._revoked(key, span)):", "and True):"),
+    (
+        "plumtree_quic/security/keyring.py",
+        "and (each in path or _is_issued_by(each, vouching))",
+        "",
+    ),
+    ("plumtree_quic/security/keyring.py", "if each.subject != each.issuer and", "if"),
+    ("plumtree_quic/security/keyring.py", "cert.verify_directly_issued_by(issuer)", "pass"),
+    ("plumtree_quic/security/keyring.py", "if len(siblings) >= KEYS_PER_MEMBER_MAX:", "if False:"),
+    ("plumtree_quic/security/keyring.py", "if len(self._keys) > KEYS_MAX:", "if False:"),
+    ("plumtree_quic/security/keyring.py", "own.used_at = _UNTIL_NOW", "pass"),
+    (
+        "plumtree_quic/security/keyring.py",
+        "self._touch(key, now)\n        return Verdict",
+        "return Verdict",
+    ),
+    ("plumtree_quic/security/keyring.py", "and key.key_id not in kept:", ":"),
+    ("plumtree_quic/security/keyring.py", "and key.key_id not in self._kept:", ":"),
 )
 
 # What may survive, and why. Matched against the text of the mutation.
@@ -179,8 +222,10 @@ def _refuses(function, statement):
             )
         case ast.Return(value=ast.Name(id="_DROP")):
             return True
+        case ast.Return(value=ast.Attribute(value=ast.Name(id="Verdict"), attr=verdict)):
+            return verdict != "GOOD"
         case ast.Return(value=ast.Constant(value=None | False)):
-            return function.name in ("check", "take") and statement is not function.body[-1]
+            return function.name in RETURNING and statement is not function.body[-1]
     return False
 
 
