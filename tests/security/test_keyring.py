@@ -6,7 +6,7 @@ import random
 import attrs
 import pytest
 
-from plumtree_quic import wire
+from plumtree_quic import driver, wire
 from plumtree_quic.ids import NodeId, member_key
 from plumtree_quic.messages import MemberState, SignatureAlgorithm
 from plumtree_quic.security import keyring
@@ -316,6 +316,10 @@ def test_a_record_that_claims_a_longer_life_gets_no_more_than_a_day_from_its_sig
     assert ring.check_record(one.record(oldest, valid_until=forever), 0.0) is GOOD
     late = one.record(oldest - 1, valid_until=forever)
     assert ring.check_record(late, 0.0) is Verdict.TOO_OLD
+
+
+def test_our_own_records_live_no_longer_than_others_believe_them():
+    assert driver.RECORD_VALID_MS <= LIFE_MS
 
 
 def test_a_fact_counts_for_a_day_after_its_signature():
