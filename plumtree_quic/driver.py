@@ -353,6 +353,19 @@ class Driver:
         self._note_refusal(hello.record.node_id, Refusal("hello", verdict, hello.record.key_id))
         return hello, verdict.value
 
+    def use_credentials(self) -> None:
+        """Our certificate, key or CA have changed: sign and judge by the new ones from now on."""
+        now = self._loop.time()
+        # What was accepted under the old key leaves under it.
+        self._flush(now)
+        if self._ring is not None:
+            self._ring.use(self._quic.credentials)
+            self._signer = Signer(self._quic.credentials)
+            self._gate.judge_again()
+        self._perform(self.core.renew(now), now)
+        self._endpoint.use_credentials(now)
+        self._schedule_turn()
+
     def seeds(self, addresses: Sequence[str]) -> None:
         """Dial these seeds now, and again until they answer."""
         self._seed_addresses += [each for each in addresses if each not in self._seed_addresses]
@@ -630,7 +643,7 @@ class Driver:
             self._gate.advance(now)
         if self._ring is not None and now >= self._ring_swept_at + RING_SWEEP_S:
             self._ring_swept_at = now
-            self._ring.expire(now)
+            self._ring.expire(now, {row.record.key_id for row in self.core.table})
         core = self.core
         deadline = core.next_deadline()
         if deadline is not None and deadline <= now:

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import datetime
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 import attrs
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from plumtree_quic import wire
 from plumtree_quic.config import PlumtreeConfig
@@ -31,6 +33,7 @@ from plumtree_quic.errors import (
     LocalProtocolError,
     MessageTooLarge,
     NodeClosed,
+    PlumtreeError,
     WireError,
 )
 from plumtree_quic.ids import MessageId, NodeId
@@ -70,6 +73,9 @@ logger = logging.getLogger("plumtree_quic")
 SUBSCRIPTION_MESSAGES_MAX = 262_144
 EVENTS_MAX = 1_024
 RATE_WINDOW_S = 60.0
+CREDENTIALS_EVERY_S = 1.0
+# Our own certificate's end is told this long before (reliability bar, C.9): a week, a day, an hour.
+EXPIRING_S = (7 * 86_400, 86_400, 3_600)
 
 
 @attrs.frozen
@@ -343,6 +349,9 @@ class Node:
         self._event_waiters: list[asyncio.Future[None]] = []
         self._peer_waiters: list[asyncio.Future[None]] = []
         self._state = "new"
+        self._generation = 0
+        self._watcher: asyncio.Task[None] | None = None
+        self._expiry_told: set[int] = set()
         self._conflict: IdentityConflict | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
@@ -434,7 +443,74 @@ class Node:
         driver.start()
         self._driver = driver
         self._state = "running"
+        self._generation = self._quic.credentials.generation
+        if self._quic.has_files:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch_credentials())
         logger.info("node %s listens on %s", self.id, self.address, extra={"event": "node.started"})
+
+    async def _watch_credentials(self) -> None:
+        """Look at the files once a second; what is still wrong a second later is told, once."""
+        complaint = ""
+        while True:
+            await asyncio.sleep(CREDENTIALS_EVERY_S)
+            self._tell_expiry()
+            if not self._quic.changed() and self._quic.credentials.generation == self._generation:
+                if complaint:
+                    self._security_event("credentials.refused", {"reason": complaint})
+                    complaint = ""
+                continue
+            try:
+                self._take_credentials()
+                complaint = ""
+            except PlumtreeError as error:
+                # Half of a pair was written, perhaps: the old one counts until both are there.
+                complaint = str(error)
+
+    def reload_credentials(self) -> bool:
+        """Take what certificate, key and CA files hold now; True when it is something new.
+
+        A running node does so by itself once a second; this is for whoever cannot wait. New
+        handshakes and signatures use the new credentials at once; links are replaced, a few at a
+        time, without losing a message.
+
+        Raises:
+            CredentialsError: what the files hold is no good; the old credentials stay.
+            ConfigError: the credentials came from `QuicConfig.from_pem`.
+            NodeClosed: the node is not running.
+        """
+        self._running()
+        return self._take_credentials()
+
+    def _take_credentials(self) -> bool:
+        self._quic.reload()
+        credentials = self._quic.credentials
+        # Another node of this process may have read them first.
+        if credentials.generation == self._generation:
+            return False
+        self._generation = credentials.generation
+        self._expiry_told.clear()
+        self._security_event(
+            "credentials.rotated",
+            {
+                "node_id": self.id,
+                "leaf_sha256": credentials.leaf.fingerprint(SHA256()).hex(),
+                "not_after": credentials.leaf.not_valid_after_utc.isoformat(),
+                "anchors": len(credentials.anchors),
+            },
+        )
+        self._running().use_credentials()
+        return True
+
+    def _tell_expiry(self) -> None:
+        not_after = self._quic.credentials.leaf.not_valid_after_utc
+        left_s = (not_after - datetime.datetime.now(datetime.UTC)).total_seconds()
+        due = [limit for limit in EXPIRING_S if left_s <= limit]
+        if due and due[-1] not in self._expiry_told:
+            self._expiry_told.update(due)
+            self._security_event(
+                "cert.expiring",
+                {"node_id": self.id, "not_after": not_after.isoformat(), "left_s": int(left_s)},
+            )
 
     def _new_epoch(self) -> int:
         epoch = time.time_ns() // 1_000_000
@@ -543,6 +619,8 @@ class Node:
             return
         driver, self._state = self._driver, "closed"
         assert driver is not None
+        if self._watcher is not None:
+            self._watcher.cancel()
         unsent = driver.unsent()
         if unsent:
             logger.warning("shut down with %d bytes unsent", unsent, extra={"event": "node.unsent"})

@@ -34,9 +34,10 @@ from plumtree_quic.net.events import (
 from plumtree_quic.net.filter import Shape, Verdict, look
 from plumtree_quic.net.link import CloseCode, Link, LinkState, new_link_id
 from plumtree_quic.net.retry import RetryTokens
+from plumtree_quic.net.rotation import Rotation
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.security.credentials import Credentials
-from plumtree_quic.security.identity import CHECKS, OWN_IDENTITY
+from plumtree_quic.security.identity import CHECKS, OWN_IDENTITY, CheckFailed, check_chain
 
 __all__ = ["Counters", "Endpoint"]
 
@@ -148,6 +149,7 @@ class Endpoint:
         self._admit = admit
         self._wall = wall if wall is not None else _wall
         self._me = credentials().node_id
+        self._rotation = Rotation(self._me, rng)
         self._engine_settings = engines.EngineSettings(
             idle_timeout_s=settings.idle_s,
             stream_window_bytes=max(settings.lane_window, 256 * 1024),
@@ -189,8 +191,9 @@ class Endpoint:
 
     def dial(self, address: Address, peer: NodeId | None, now: float) -> Link:
         """Try once to reach `address`; peer None takes whoever answers."""
+        credentials = self._credentials()
         engine = engines.dial(
-            self._credentials(),
+            credentials,
             settings=self._engine_settings,
             expected=peer,
             admit=self._admit,
@@ -204,6 +207,8 @@ class Endpoint:
             expected=peer,
             wall=self._wall,
             now=now,
+            generation=credentials.generation,
+            own_not_after=credentials.leaf.not_valid_after_utc,
         )
         engine.connect(address, now)
         self.counters.dialled += 1
@@ -250,6 +255,51 @@ class Endpoint:
             return False
         self.dial(pair.up.address, peer, now).replaces = pair.up.link_id
         return True
+
+    def use_credentials(self, now: float) -> None:
+        """Our credentials have changed: links made under older ones are replaced, a few at a time.
+
+        A link whose peer's certificate no longer leads to our anchors is replaced as well, for the
+        peer may have another by now, and cut when that does not happen in time.
+        """
+        for peer, pair in self._pairs.items():
+            if self._is_outdated(pair.up):
+                self._rotation.add(peer, now, trusted=self._trusts(pair.up))
+
+    def _is_outdated(self, link: Link) -> bool:
+        return link.generation != self._credentials().generation or not self._trusts(link)
+
+    def _trusts(self, link: Link) -> bool:
+        certificates = link.engine.peer_certificates
+        if not certificates:
+            return False
+        leaf, *chain = certificates
+        try:
+            check_chain(leaf, chain, self._credentials().anchors, self._wall())
+        except CheckFailed:
+            return False
+        return True
+
+    def _fire_rotation(self, now: float) -> None:
+        running = sum(
+            bool(link.replaces) and link.state in (LinkState.DIALLING, LinkState.GREETING)
+            for link in self._links
+        )
+        rotation = self._rotation
+        for peer in rotation.due(now):
+            pair = self._pairs.get(peer)
+            if pair is None or not self._is_outdated(pair.up):
+                rotation.done(peer)
+            elif rotation.is_over(peer, now):
+                rotation.done(peer)
+                self._tell_security("link.untrusted", peer=peer)
+                self._close_pair(pair, CloseCode.CERT_REVOKED, "certificate trusted no more", now)
+            elif not rotation.may_start(running, len(self._pairs)):
+                rotation.put_off(peer, now)
+            else:
+                self.replace(peer, now)
+                rotation.started(peer, now)
+                running += 1
 
     def close(self, now: float, code: int, reason: str) -> None:
         """Close every link and accept no more; `closed` tells when it is out."""
@@ -322,8 +372,9 @@ class Endpoint:
                 self._tell_security("limit.hit", address=_show(address), what=limit)
             return
         self._tokens.spend(verdict.token, now)
+        credentials = self._credentials()
         engine = engines.accept(
-            self._credentials(),
+            credentials,
             settings=self._engine_settings,
             original_destination_cid=original,
             retry_source_cid=verdict.destination_cid,
@@ -338,6 +389,8 @@ class Endpoint:
             expected=None,
             wall=self._wall,
             now=now,
+            generation=credentials.generation,
+            own_not_after=credentials.leaf.not_valid_after_utc,
         )
         self.counters.accepted += 1
         self._adopt(link)
@@ -438,6 +491,9 @@ class Endpoint:
                 continue
             if deadline is None or wanted.next_dial_at < deadline:
                 deadline = wanted.next_dial_at
+        rotation = self._rotation.next_deadline()
+        if rotation is not None and (deadline is None or rotation < deadline):
+            deadline = rotation
         return deadline
 
     def advance(self, now: float) -> None:
@@ -459,6 +515,8 @@ class Endpoint:
             if wanted.dialling is None and peer not in self._pairs and wanted.next_dial_at <= now:
                 address = wanted.addresses[wanted.failures % len(wanted.addresses)]
                 wanted.dialling = self.dial(address, peer, now)
+        if self._rotation and not self._closing:
+            self._fire_rotation(now)
 
     def _arm(self, link: Link) -> None:
         due = link.next_deadline()

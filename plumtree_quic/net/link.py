@@ -148,8 +148,11 @@ class Link:
         expected: NodeId | None,
         wall: Callable[[], datetime.datetime],
         now: float,
+        generation: int = 1,
+        own_not_after: datetime.datetime | None = None,
     ) -> None:
         self.engine = engine
+        self.generation = generation
         self.dialled = dialled
         self.address = address
         self.expected = expected
@@ -195,6 +198,7 @@ class Link:
         self._fresh_seen = 0.0
         self._queued = 0
         self._over_limit = ""
+        self._own_not_after = own_not_after
         self._expires_at: float | None = None
         self._probes_missing = 0
         self._probed_size = 0
@@ -494,9 +498,10 @@ class Link:
                 self._become_closing(now)
 
     def _watch_expiry(self, now: float) -> None:
-        not_after = self.engine.peer_not_after
-        if not_after is not None:
-            remaining = (not_after - self._wall()).total_seconds()
+        """A link never outlives the earlier of its two certificates' expiry."""
+        dates = [each for each in (self.engine.peer_not_after, self._own_not_after) if each]
+        if dates:
+            remaining = (min(dates) - self._wall()).total_seconds()
             self._expires_at = now + max(0.0, remaining)
 
     def _enqueue(self, message: Message) -> None:

@@ -228,6 +228,10 @@ class Core:
         """This process was late by `seconds`: what fell into the stall accuses nobody."""
         self._swim.late(seconds, now)
 
+    def renew(self, now: float) -> list[Effect]:
+        """Our key has changed: our record and our last word are signed anew, and told."""
+        return self._settle(self._swim.renew(now), now)
+
     def leave(self, now: float) -> list[Effect]:
         """Tell the cluster that we go. Links stay until the driver closes them."""
         self.leaving = True

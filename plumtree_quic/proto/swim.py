@@ -321,6 +321,10 @@ class Swim:
             self._want(link, key, now)
         return []
 
+    def renew(self, now: float) -> list[Effect]:
+        """Speak again, under what we sign with now."""
+        return [] if self._left else self._fire_renew(now)
+
     def leave(self, now: float) -> list[Effect]:
         """Tell every link that we go, for good in this epoch; probe and compare no more."""
         if self._left:

@@ -86,10 +86,19 @@ class QuicConfig:
         trust_domain: None takes that of the certificate.
         cluster: 1 to 64 bytes, printable; nodes of different cluster names never link.
 
+    A running node looks at the files once a second, and takes what is good there at once.
+
     Raises:
         CredentialsError: a file is missing, unreadable or wrong; names the file and the fix.
         ConfigError: another argument is wrong, or Python runs with -O.
     """
+
+    _paths: tuple[Path, Path, Path] | None
+    _pems: tuple[bytes, bytes, bytes]
+    _looked_at: tuple[bytes, bytes, bytes] | None
+    _credentials: Credentials
+    _names: tuple[str, str, str]
+    _key_password: str | bytes | None
 
     def __init__(
         self,
@@ -101,11 +110,11 @@ class QuicConfig:
         trust_domain: str | None = None,
         cluster: str = "default",
     ) -> None:
-        cert, _ = _read(Path(cert_path), "cert_path")
-        key, key_mode = _read(Path(key_path), "key_path")
-        ca, _ = _read(Path(ca_path), "ca_path")
+        self._paths = (Path(cert_path), Path(key_path), Path(ca_path))
+        self._key_password = key_password
+        pems, key_mode = self._read_files()
         self._load(
-            pems=(cert, key, ca),
+            pems=pems,
             names=(os.fspath(cert_path), os.fspath(key_path), os.fspath(ca_path)),
             key_password=key_password,
             trust_domain=trust_domain,
@@ -130,6 +139,7 @@ class QuicConfig:
             CredentialsError, ConfigError: as the constructor.
         """
         config = cls.__new__(cls)
+        config._paths = None
         config._load(
             pems=(_bytes(cert), _bytes(key), _bytes(ca)),
             names=("cert", "key", "ca"),
@@ -140,6 +150,62 @@ class QuicConfig:
         )
         return config
 
+    def reload(self) -> bool:
+        """Read the files again; True when they hold something else, which counts from now on.
+
+        All of it is checked before any of it counts, as at construction, and it must name the same
+        node. Links that are up stay as they are: a running node replaces them (see
+        `Node.reload_credentials`).
+
+        Raises:
+            CredentialsError: what the files hold now is no good; the old credentials stay.
+            ConfigError: they came from `from_pem`, so there is nothing to read.
+        """
+        if self._paths is None:
+            raise ConfigError("these credentials did not come from files; make a new QuicConfig")
+        pems, _ = self._read_files()
+        if pems == self._pems:
+            return False
+        old = self._credentials
+        other = QuicConfig.__new__(QuicConfig)
+        other._load(
+            pems=pems,
+            names=self._names,
+            key_password=self._key_password,
+            trust_domain=old.trust_domain,
+            cluster=old.cluster,
+            unwise=(),
+            generation=old.generation + 1,
+        )
+        if other.node_id != old.node_id:
+            raise CredentialsError(
+                f"{self._names[0]} now names {other.node_id}, and this node is {old.node_id}; a "
+                "running node cannot become another one: restart it"
+            )
+        self._pems, self._credentials = pems, other._credentials
+        return True
+
+    def changed(self) -> bool:
+        """Whether the files hold something else than when this was last asked; never raises."""
+        if self._paths is None:
+            return False
+        try:
+            pems: tuple[bytes, bytes, bytes] | None = self._read_files()[0]
+        except CredentialsError:
+            pems = None
+        changed = pems != self._looked_at
+        self._looked_at = pems
+        return changed
+
+    def _read_files(self) -> tuple[tuple[bytes, bytes, bytes], int]:
+        """The three files, and the permission bits of the key's."""
+        assert self._paths is not None
+        cert_path, key_path, ca_path = self._paths
+        cert, _ = _read(cert_path, "cert_path")
+        key, key_mode = _read(key_path, "key_path")
+        ca, _ = _read(ca_path, "ca_path")
+        return (cert, key, ca), key_mode
+
     def _load(
         self,
         *,
@@ -149,6 +215,7 @@ class QuicConfig:
         trust_domain: str | None,
         cluster: str,
         unwise: tuple[str, ...],
+        generation: int = 1,
     ) -> None:
         _refuse_optimized()
         _check_cluster(cluster)
@@ -182,12 +249,19 @@ class QuicConfig:
             node_id=node_id,
             trust_domain=node_id.trust_domain,
             cluster=cluster,
-            generation=1,
+            generation=generation,
         )
+        self._pems = self._looked_at = pems
+        self._names = names
         self.warnings = unwise
         """What is unwise but works; each was logged too."""
         for warning in unwise:
             logger.warning("%s", warning, extra={"event": "credentials.warning"})
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the credentials came from files, which `reload` can read again."""
+        return self._paths is not None
 
     @property
     def credentials(self) -> Credentials:
