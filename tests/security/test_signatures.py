@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 
+from benchmarks import signatures as benchmark
 from plumtree_quic import wire
 from plumtree_quic.errors import WireError
 from plumtree_quic.ids import NodeId, member_key
@@ -471,3 +472,17 @@ def test_rsa_keys_of_every_allowed_size_round_trip_within_the_wire_limit(bits):
     bundle = bundle_of(one)
     assert len(bundle.signature) == bits // 8 <= wire.SIGNATURE_BYTES_MAX
     assert is_good(one, wire.parse_bundle(bundle.raw), Kind.BUNDLE)
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+def test_the_benchmark_measures_every_kind_of_key_and_names_it(monkeypatch):
+    monkeypatch.setattr(benchmark, "ROUND_S", 0.001)
+    costs = [benchmark.measure(key_type, rounds=1) for key_type in benchmark.KEY_TYPES]
+    text = benchmark.table(costs)
+    for cost in costs:
+        assert cost.key_type in text
+        # One signature for all of a bundle, however many messages are in it.
+        for count in benchmark.MESSAGES:
+            assert cost.bytes[count] * count == pytest.approx(cost.bytes[1], abs=4)
