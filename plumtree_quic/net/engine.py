@@ -334,8 +334,9 @@ class AioquicEngine(quic.QuicConnection):
         self._fresh_at = 0.0
         self._keyed_at: float | None = None
         self._keyed_packets = 0
-        self._limits_due = True
-        self._used_when_limited = 0
+        self._key_phase = 0
+        self._limits_due = False
+        self._received_when_raised = 0
         self._size_probes: list[tuple[int, int]] = []
         self.closed_by_peer = False
         self.tls: Any = None
@@ -679,14 +680,19 @@ class AioquicEngine(quic.QuicConnection):
             space.ack_at = now
         if not self._handshake_confirmed:
             return
-        if self._keyed_at is None:
+        crypto = self._cryptos[tls.Epoch.ONE_RTT]
+        if self._keyed_at is None or crypto.key_phase != self._key_phase:
+            # The peer's update counts as ours, for its count and clock are like ours: a second
+            # one while packets under the first are on their way would lose them (RFC 9001, 6.5).
             self._keyed_at, self._keyed_packets = now, self._packet_number
+            self._key_phase = crypto.key_phase
         elif (
             self._packet_number - self._keyed_packets >= KEY_UPDATE_PACKETS
             or now - self._keyed_at >= KEY_UPDATE_S
         ):
             self._keyed_at, self._keyed_packets = now, self._packet_number
             self.rekey()
+            self._key_phase = crypto.key_phase
 
     def _send_size_probes(self, now: float) -> list[tuple[bytes, Address]]:
         datagrams: list[tuple[bytes, Address]] = []
@@ -792,15 +798,32 @@ class AioquicEngine(quic.QuicConnection):
     # 296 bytes reserve 128 MiB (B24), and its stream limit likewise (B25). Bytes count as consumed
     # when they have been handed out in order.
 
+    def _raise_limits(self) -> None:
+        """Move each window on by what was consumed of it, once that is half of it.
+
+        The sender has the other half left then, so that the new limit leaves at once; to tell
+        less, and so more often, would cost a packet each time (RFC 9000, section 4.2).
+        """
+        if self._received == self._received_when_raised:
+            return
+        self._received_when_raised = self._received
+        window = self._settings.stream_window_bytes
+        consumed = 0
+        for stream in self._streams.values():
+            taken = stream.receiver.starting_offset()
+            consumed += taken
+            limit = stream.max_stream_data_local
+            if limit and taken + window - limit >= window // 2:
+                stream.max_stream_data_local = taken + window
+                self._limits_due = True
+        window = self._settings.link_window_bytes
+        if consumed + window - self._local_max_data.value >= window // 2:
+            self._local_max_data.value = consumed + window
+            self._limits_due = True
+
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: Any) -> None:
         del space
         limit = self._local_max_data
-        if limit.used != self._used_when_limited:
-            self._used_when_limited = limit.used
-            consumed = sum(each.receiver.starting_offset() for each in self._streams.values())
-            value = consumed + self._settings.link_window_bytes
-            if value - limit.value >= self._settings.link_window_bytes // 2:
-                limit.value = value
         if limit.value != limit.sent:
             buf = builder.start_frame(
                 limit.frame_type,
@@ -813,12 +836,6 @@ class AioquicEngine(quic.QuicConnection):
 
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: Any, stream: Any) -> None:
         del space
-        if not stream.max_stream_data_local:
-            return
-        window = self._settings.stream_window_bytes
-        value = stream.receiver.starting_offset() + window
-        if value - stream.max_stream_data_local >= window // 2:
-            stream.max_stream_data_local = value
         if stream.max_stream_data_local_sent != stream.max_stream_data_local:
             buf = builder.start_frame(
                 QuicFrameType.MAX_STREAM_DATA,
@@ -846,13 +863,12 @@ class AioquicEngine(quic.QuicConnection):
         Whatever is rare (connection IDs, path validation, resets, 1-RTT crypto) is left to the
         parent. Streams leave in the order of their ids: they are lanes, and lanes are priorities.
         """
+        self._raise_limits()
         if self._is_rare(network_path):
             super()._write_application(builder, network_path, now)
             return
         crypto = self._cryptos[tls.Epoch.ONE_RTT]
         space: Any = self._spaces[tls.Epoch.ONE_RTT]
-        if self._local_max_data.used != self._used_when_limited:
-            self._limits_due = True
         while True:
             if space.ack_at is None or space.ack_at > now:
                 if not self._has_pending():

@@ -619,6 +619,24 @@ def test_b43_keys_are_updated_after_so_many_packets(monkeypatch):
     assert not pair.acceptor.ended
 
 
+def test_b43_the_peers_key_update_counts_as_ours(monkeypatch):
+    monkeypatch.setattr(engine, "KEY_UPDATE_S", 10.0)
+    updates = []
+    rekey = engine.AioquicEngine.rekey
+    monkeypatch.setattr(
+        engine.AioquicEngine, "rekey", lambda side: updates.append(side) or rekey(side)
+    )
+    pair = good_pair()
+    for _ in range(11):
+        pair.now += 1.0
+        pair.dialler.ping(1)
+        pair.acceptor.ping(1)
+        pair.step(4)
+    assert len(updates) == 1
+    both = (pair.dialler, pair.acceptor)
+    assert {each._cryptos[tls.Epoch.ONE_RTT].key_phase for each in both} == {1}
+
+
 # --- ways round mutual TLS ---
 
 

@@ -147,6 +147,75 @@ def test_two_large_packets_are_acknowledged_before_the_delay_is_over():
     assert pair.dialler.path().window_bytes > window
 
 
+def test_a_few_packets_wait_for_the_acknowledgement_delay():
+    pair = good_pair(latency_s=0.001)
+    pair.run(1.0)
+    before = len(pair.sent["acceptor"])
+    for _ in range(40):
+        pair.dialler.send_stream_data(2, b"one a millisecond")
+        pair.step()
+    assert len(received(pair, "acceptor")[2]) == 40 * 17
+    assert 4 <= len(pair.sent["acceptor"]) - before <= 40 // engine.ACK_EVERY_PACKETS + 1
+
+
+def small_windows(stream_bytes, link_bytes=1 << 20, **rest):
+    """A pair whose acceptor takes so much beyond what it has consumed."""
+    settings = EngineSettings(stream_window_bytes=stream_bytes, link_window_bytes=link_bytes)
+    acceptor = partial(engine.accept, B, settings=settings, retry_source_cid=None)
+    pair = Pair(our_dialler(), lambda cid: acceptor(original_destination_cid=cid), **rest)
+    return pair.step(10)
+
+
+def test_a_new_limit_is_told_once_half_a_window_is_consumed():
+    pair = small_windows(10_000, 10_000)
+    pair.dialler.send_stream_data(2, bytes(4_999))
+    pair.run(1.0)
+    limits = pair.dialler._streams[2].max_stream_data_remote, pair.dialler._remote_max_data
+    assert limits == (10_000, 10_000)
+    pair.dialler.send_stream_data(2, bytes(1))
+    pair.step(1)
+    limits = pair.dialler._streams[2].max_stream_data_remote, pair.dialler._remote_max_data
+    assert limits == (15_000, 15_000)
+
+
+@pytest.mark.parametrize("windows", [(10_000, 1 << 20), (1 << 20, 10_000)])
+def test_a_window_that_filled_behind_a_lost_packet_opens_when_that_comes_again(windows):
+    lost = []
+
+    def on_wire(from_dialler, datagram):
+        if from_dialler and armed and not lost:
+            lost.append(datagram)
+            return []
+        return [datagram]
+
+    armed = False
+    pair = small_windows(*windows, on_wire=on_wire)
+    armed = True
+    pair.dialler.send_stream_data(2, bytes(30_000))
+    pair.run(5.0)
+    assert lost
+    assert len(received(pair, "acceptor")[2]) == 30_000
+
+
+@pytest.mark.parametrize("windows", [(10_000, 1 << 20), (1 << 20, 10_000)])
+def test_a_limit_that_was_lost_is_told_again(windows):
+    cut = 0
+
+    def on_wire(from_dialler, datagram):
+        nonlocal cut
+        if not from_dialler and cut:
+            cut -= 1
+            return []
+        return [datagram]
+
+    pair = small_windows(*windows, on_wire=on_wire)
+    cut = 2
+    pair.dialler.send_stream_data(2, bytes(30_000))
+    pair.run(5.0)
+    assert cut == 0
+    assert len(received(pair, "acceptor")[2]) == 30_000
+
+
 @pytest.mark.parametrize(("from_rtt_s", "paced"), [(0.0005, True), (0.005, False)])
 def test_only_a_path_that_timers_can_divide_is_paced(monkeypatch, from_rtt_s, paced):
     monkeypatch.setattr(engine, "PACE_FROM_RTT_S", from_rtt_s)
