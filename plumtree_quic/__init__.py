@@ -13,6 +13,7 @@ from plumtree_quic.errors import (
     LocalProtocolError,
     MessageTooLarge,
     NodeClosed,
+    NotAllowed,
     PlumtreeError,
     RemoteProtocolError,
     WireError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         Subscription,
     )
     from plumtree_quic.security.credentials import QuicConfig
+    from plumtree_quic.security.policy import Policy
 
 __version__ = "0.1.0"
 
@@ -65,9 +67,11 @@ __all__ = [
     "Node",
     "NodeClosed",
     "NodeId",
+    "NotAllowed",
     "Peer",
     "PlumtreeConfig",
     "PlumtreeError",
+    "Policy",
     "QuicConfig",
     "Receipt",
     "RemoteProtocolError",
@@ -92,6 +96,7 @@ _HOME = {
     "NodeId": "plumtree_quic.ids",
     "Peer": "plumtree_quic.node",
     "PlumtreeConfig": "plumtree_quic.config",
+    "Policy": "plumtree_quic.security.policy",
     "QuicConfig": "plumtree_quic.security.credentials",
     "Receipt": "plumtree_quic.node",
     "Subscription": "plumtree_quic.node",

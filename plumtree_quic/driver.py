@@ -6,6 +6,7 @@ awaits. Whatever must be decided is decided in proto/; whatever an application s
 """
 
 import asyncio
+import datetime
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import attrs
+from cryptography import x509
 
 from plumtree_quic import wire
 from plumtree_quic.config import PlumtreeConfig
@@ -68,6 +70,7 @@ from plumtree_quic.proto.effects import (
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.gate import Gate, Refusal, Unsigned
 from plumtree_quic.security.keyring import KeyRing, Verdict
+from plumtree_quic.security.policy import Policy
 from plumtree_quic.security.signatures import Kind, Signer, fact_kind
 
 __all__ = ["Driver", "Sink", "advertised_address"]
@@ -137,6 +140,7 @@ class Counters:
     copies_repair: int = 0
     bundles_delivered: int = 0
     bundles_malformed: int = 0
+    bundles_not_allowed: int = 0
     grafts_busy: int = 0
     strikes: int = 0
     blocked: int = 0
@@ -174,6 +178,7 @@ class Driver:
         sink: the node.
         epoch: the start epoch in milliseconds, see MessageId.
         judge: called before a bundle of a known origin is forwarded; False refuses it.
+        policy: who may join, relay and publish; None: Policy.default.
     """
 
     def __init__(
@@ -186,6 +191,7 @@ class Driver:
         sink: Sink,
         epoch: int,
         judge: Callable[[Bundle], bool] | None = None,
+        policy: Policy | None = None,
         rng: Random | None = None,
     ) -> None:
         self._quic = quic
@@ -194,6 +200,7 @@ class Driver:
         self._advertise = advertise
         self._sink = sink
         self._judge = judge
+        self.policy = policy if policy is not None else Policy.default(quic.node_id)
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
         self.epoch = epoch
         self._signer: Signer | None = None
@@ -202,7 +209,10 @@ class Driver:
         if config.sign == "all":
             self._signer = Signer(quic.credentials)
             self._ring = KeyRing(
-                quic.credentials, wall_ms=_wall_ms, retention_s=config.message_cache_ttl
+                quic.credentials,
+                wall_ms=_wall_ms,
+                retention_s=config.message_cache_ttl,
+                is_revoked=self._is_revoked,
             )
         self._gate = Gate(
             self._ring if self._ring is not None else Unsigned(),
@@ -210,6 +220,7 @@ class Driver:
             seen=lambda bundle: self.core.has_seen(bundle),  # noqa: PLW0108
             differs=lambda bundle: self.core.differs(bundle),  # noqa: PLW0108
         )
+        self._gate.use_policy(self.policy)
         self.counters = Counters()
         self.trace_copy: Callable[[Bundle], None] | None = None
         self.started = False
@@ -275,6 +286,9 @@ class Driver:
                 wanted=lambda peer: self.core.wants(peer),  # noqa: PLW0108
                 features=0 if self._ring is not None else Feature.UNSIGNED,
                 judge_hello=self._judge_hello,
+                # Not a bound method: the policy is replaced when its file changes.
+                admit=lambda peer: self.policy.may_join(peer),  # noqa: PLW0108
+                is_revoked=self._is_revoked,
             )
             self.core = self._make_core()
         except BaseException:
@@ -331,8 +345,36 @@ class Driver:
             make_record=make_record,
             make_fact=make_fact,
             wall_ms=_wall_ms,
-            judge=self._judge,
+            judge=self._may_spread,
         )
+
+    def use_policy(self, policy: Policy) -> None:
+        """Who may join, relay and publish from now on."""
+        now = self._loop.time()
+        self.policy = policy
+        if self._ring is not None:
+            self._ring.judge_again()
+        self._gate.use_policy(policy)
+        self._endpoint.judge_links(now)
+        self._schedule_turn()
+
+    def _is_revoked(self, path: Sequence[x509.Certificate], node_id: NodeId) -> bool:
+        revocation = self._quic.credentials.revocation
+        return self.policy.denies(path, node_id) or revocation.is_revoked(
+            path, datetime.datetime.now(datetime.UTC)
+        )
+
+    def _may_spread(self, bundle: Bundle) -> bool:
+        """Asked once about each new bundle, verified, of a member that is known."""
+        origin = self.core.node_id_of(bundle.origin)
+        if origin is not None and not self.policy.may_publish(origin, bundle.topics):
+            self.counters.bundles_not_allowed += 1
+            self._sink.security_event(
+                "publish.refused",
+                {"origin": origin, "topics": ", ".join(bundle.topics), "messages": bundle.count},
+            )
+            return False
+        return self._judge is None or self._judge(bundle)
 
     def _signed(self, kind: Kind) -> wire.Signed:
         """What wire.build_* needs to sign in our name now."""
@@ -360,6 +402,7 @@ class Driver:
         self._flush(now)
         if self._ring is not None:
             self._ring.use(self._quic.credentials)
+            self._ring.judge_again()
             self._signer = Signer(self._quic.credentials)
             self._gate.judge_again()
         self._perform(self.core.renew(now), now)

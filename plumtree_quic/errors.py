@@ -8,6 +8,7 @@ The tree::
       LocalProtocolError           yours, while running
         MessageTooLarge            the payload is above max_message_size; nothing was sent
         NodeClosed                 the node is not running (or no longer)
+        NotAllowed                 the policy does not let this node do that
       RemoteProtocolError          the peer's: its link is closed, nothing else changes
         WireError                  undecodable, oversized or unknown bytes
       IdentityError                a peer's certificate is absent, untrusted or not the one meant
@@ -28,6 +29,7 @@ __all__ = [
     "LocalProtocolError",
     "MessageTooLarge",
     "NodeClosed",
+    "NotAllowed",
     "PlumtreeError",
     "RemoteProtocolError",
     "WireError",
@@ -56,6 +58,10 @@ class MessageTooLarge(LocalProtocolError):
 
 class NodeClosed(LocalProtocolError):
     """The node has not been started, or has been shut down or drained."""
+
+
+class NotAllowed(LocalProtocolError):
+    """The policy does not let this node do that; others would refuse it."""
 
 
 class RemoteProtocolError(PlumtreeError):

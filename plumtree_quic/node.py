@@ -33,6 +33,7 @@ from plumtree_quic.errors import (
     LocalProtocolError,
     MessageTooLarge,
     NodeClosed,
+    NotAllowed,
     PlumtreeError,
     WireError,
 )
@@ -54,6 +55,7 @@ from plumtree_quic.proto.effects import (
     PruneSent,
 )
 from plumtree_quic.security.credentials import QuicConfig
+from plumtree_quic.security.policy import POLICY_BYTES_MAX, Policy
 
 __all__ = [
     "ClusterEvent",
@@ -310,6 +312,9 @@ class Node:
         listen: "host:port" to bind; port 0 takes a free one.
         advertise: what others dial, "host" or "host:port"; needed when listening on a wildcard.
         delegate: callbacks.
+        policy: who may join, relay and publish: a `Policy`, or the path of a TOML file, which is
+            looked at once a second. Without one, identities with our own path, but for its last
+            segment, may do all of it.
         state_dir: keeps the start epoch, so that a restart under a clock that went back is still
             a later start; made when missing, 0700.
 
@@ -325,6 +330,7 @@ class Node:
         listen: str = ":7946",
         advertise: str | None = None,
         delegate: Delegate | None = None,
+        policy: Policy | str | os.PathLike[str] | None = None,
         state_dir: str | Path | None = None,
     ) -> None:
         self._quic = quic
@@ -340,6 +346,15 @@ class Node:
             advertised_address(advertise, self._listen[1])
         self._advertise = advertise
         self._delegate = delegate
+        self._policy_path: Path | None = None
+        self._policy_text = ""
+        self._policy: Policy | None = None
+        if isinstance(policy, Policy):
+            self._policy = policy
+        elif policy is not None:
+            self._policy_path = Path(policy)
+            self._policy_text = _read_policy(self._policy_path)
+            self._policy = Policy.from_toml(self._policy_text, str(self._policy_path), quic.node_id)
         self._answers = _overrides(delegate, "on_request")
         self._hears = _overrides(delegate, "on_deliver")
         self._state_dir = Path(state_dir) if state_dir is not None else None
@@ -367,8 +382,8 @@ class Node:
     def from_env(
         cls, environ: Mapping[str, str] | None = None, *, delegate: Delegate | None = None
     ) -> "Node":
-        """Build a node from PLUMTREE_LISTEN, ADVERTISE_ADDR, CERT, KEY, CA, CLUSTER, TRUST_DOMAIN,
-        STATE_DIR, PRESET and every configuration field.
+        """Build a node from PLUMTREE_LISTEN, ADVERTISE_ADDR, CERT, KEY, CA, CRL, CRL_ON_STALE,
+        POLICY, CLUSTER, TRUST_DOMAIN, STATE_DIR, PRESET and every configuration field.
 
         Raises:
             ConfigError: a variable is missing, unknown or wrong; the message names it.
@@ -383,6 +398,8 @@ class Node:
             key_path=env["PLUMTREE_KEY"],
             ca_path=env["PLUMTREE_CA"],
             key_password=password.encode() if password else None,
+            crl_path=env.get("PLUMTREE_CRL") or None,
+            crl_on_stale=env.get("PLUMTREE_CRL_ON_STALE") or "open",
             trust_domain=env.get("PLUMTREE_TRUST_DOMAIN") or None,
             cluster=env.get("PLUMTREE_CLUSTER") or "default",
         )
@@ -392,6 +409,7 @@ class Node:
             listen=env.get("PLUMTREE_LISTEN") or ":7946",
             advertise=env.get("PLUMTREE_ADVERTISE_ADDR") or None,
             delegate=delegate,
+            policy=env.get("PLUMTREE_POLICY") or None,
             state_dir=env.get("PLUMTREE_STATE_DIR") or None,
         )
 
@@ -439,21 +457,24 @@ class Node:
             ),
             epoch=self._new_epoch(),
             judge=self._validate if _overrides(self._delegate, "validate") else None,
+            policy=self._policy,
         )
         driver.start()
         self._driver = driver
         self._state = "running"
         self._generation = self._quic.credentials.generation
-        if self._quic.has_files:
-            self._watcher = asyncio.get_running_loop().create_task(self._watch_credentials())
+        self._watcher = asyncio.get_running_loop().create_task(self._watch_files())
+        for problem in self._quic.credentials.revocation.problems:
+            self._security_event("crl.unusable", {"reason": problem})
         logger.info("node %s listens on %s", self.id, self.address, extra={"event": "node.started"})
 
-    async def _watch_credentials(self) -> None:
+    async def _watch_files(self) -> None:
         """Look at the files once a second; what is still wrong a second later is told, once."""
         complaint = ""
         while True:
             await asyncio.sleep(CREDENTIALS_EVERY_S)
             self._tell_expiry()
+            self._take_policy()
             if not self._quic.changed() and self._quic.credentials.generation == self._generation:
                 if complaint:
                     self._security_event("credentials.refused", {"reason": complaint})
@@ -496,10 +517,35 @@ class Node:
                 "leaf_sha256": credentials.leaf.fingerprint(SHA256()).hex(),
                 "not_after": credentials.leaf.not_valid_after_utc.isoformat(),
                 "anchors": len(credentials.anchors),
+                "revoked": sum(len(each.serials) for each in credentials.revocation.lists),
             },
         )
+        for problem in credentials.revocation.problems:
+            self._security_event("crl.unusable", {"reason": problem})
         self._running().use_credentials()
         return True
+
+    def _take_policy(self) -> None:
+        """Take what the policy file holds now; what is wrong there changes nothing, and is told."""
+        if self._policy_path is None:
+            return
+        problem = ""
+        try:
+            text = _read_policy(self._policy_path)
+        except ConfigError as error:
+            text = problem = str(error)
+        if text == self._policy_text:
+            return
+        self._policy_text = text
+        try:
+            if problem:
+                raise ConfigError(problem)
+            policy = Policy.from_toml(text, str(self._policy_path), self.id)
+        except ConfigError as error:
+            self._security_event("policy.refused", {"reason": str(error)})
+            return
+        self._security_event("policy.changed", {"file": str(self._policy_path)})
+        self._running().use_policy(policy)
 
     def _tell_expiry(self) -> None:
         not_after = self._quic.credentials.leaf.not_valid_after_utc
@@ -648,8 +694,14 @@ class Node:
             MessageTooLarge: nothing was sent.
             NodeClosed: the node is not running.
             ConfigError: the topic is longer than 255 bytes or holds control characters.
+            NotAllowed: the policy does not let this node publish under `topic`.
         """
         driver = self._accepting()
+        if not driver.policy.may_publish(self.id, (topic,)):
+            raise NotAllowed(
+                f"{driver.policy.name} does not let {self.id} publish under topic {topic!r}; "
+                "others would refuse it"
+            )
         if len(payload) > self.config.max_message_size:
             raise MessageTooLarge(
                 f"payload of {len(payload)} bytes is above max_message_size "
@@ -1130,3 +1182,16 @@ def _check_topic(topic: str) -> None:
 def _prefixed(fields: Mapping[str, object]) -> dict[str, object]:
     # logging refuses extra keys that LogRecord has itself ("name", "args", ...).
     return {f"security_{name}": value for name, value in fields.items()}
+
+
+def _read_policy(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(POLICY_BYTES_MAX + 1)
+        if len(content) > POLICY_BYTES_MAX:
+            raise ConfigError(f"{path} (policy) is larger than 1 MiB; is it the right file?")
+        return content.decode()
+    except OSError as error:
+        raise ConfigError(f"{path} (policy) cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} (policy) is not UTF-8 text")

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from plumtree_quic.errors import ConfigError, CredentialsError
-from plumtree_quic.security.certs import DAYS_MAX, KEY_TYPES, LEAF_DAYS, DevCa, check_name
+from plumtree_quic.security.certs import CRL_DAYS, DAYS_MAX, KEY_TYPES, LEAF_DAYS, DevCa, check_name
 from plumtree_quic.security.credentials import load_certificates
 from plumtree_quic.security.explain import (
     describe_key,
@@ -35,7 +35,7 @@ __all__ = ["certs"]
 
 
 class _CertsCommand(click.Command):
-    """`certs NAME...` issues; `certs inspect FILE...` is a command of its own."""
+    """`certs NAME...` issues; `certs inspect` and `certs revoke` are commands of their own."""
 
     def make_context(
         self,
@@ -44,8 +44,9 @@ class _CertsCommand(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        if args[:1] == ["inspect"]:
-            return inspect.make_context(f"{info_name} inspect", args[1:], parent, **extra)
+        for name, command in (("inspect", inspect), ("revoke", revoke)):
+            if args[:1] == [name]:
+                return command.make_context(f"{info_name} {name}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
 
@@ -77,10 +78,12 @@ def certs(
     A node that uses them is spiffe://D/node/NAME. Whoever has DIR/ca.key can be any node: for
     development only.
 
-    `certs inspect FILE...` says what a certificate is and whether a node would accept it.
+    `certs inspect FILE...` says what a certificate is and whether a node would accept it;
+    `certs revoke NAME...` puts certificates on the CA's list of revoked ones.
     """
-    if "inspect" in names:
-        raise ConfigError("name 'inspect' is a command (certs inspect FILE...); choose another")
+    for command in ("inspect", "revoke"):
+        if command in names:
+            raise ConfigError(f"name {command!r} is a command (certs {command}); choose another")
     for name in names:
         check_name(name)  # before a CA is made
         if names.count(name) > 1:
@@ -95,6 +98,26 @@ def certs(
             f"until {issued.not_after:%Y-%m-%d}"
         )
     click.echo(f"CA: {ca.directory / 'ca.crt'} (trust domain {ca.trust_domain})")
+
+
+@click.command(no_args_is_help=True)
+@click.option("--out", metavar="DIR", default="certs/dev", show_default=True, help="Of the CA.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, DAYS_MAX),
+    default=CRL_DAYS,
+    show_default=True,
+    metavar="N",
+    help="Until the list wants to be renewed.",
+)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def revoke(out: str, days: int, names: tuple[str, ...]) -> None:
+    """Put the certificates of NAME... on DIR/ca.crl, the list of what this CA has revoked.
+
+    A node that is started with --crl DIR/ca.crl looks at it once a second.
+    """
+    path = DevCa.open(out).revoke(*names, days=days)
+    click.echo(f"{path}: revoked {', '.join(names)}")
 
 
 @click.command(no_args_is_help=True)

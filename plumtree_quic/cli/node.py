@@ -26,6 +26,9 @@ _VARIABLES = {
     "cert": "PLUMTREE_CERT",
     "key": "PLUMTREE_KEY",
     "ca": "PLUMTREE_CA",
+    "crl": "PLUMTREE_CRL",
+    "crl_on_stale": "PLUMTREE_CRL_ON_STALE",
+    "policy": "PLUMTREE_POLICY",
     "cluster": "PLUMTREE_CLUSTER",
     "trust_domain": "PLUMTREE_TRUST_DOMAIN",
     "preset": "PLUMTREE_PRESET",
@@ -43,6 +46,9 @@ _JOIN_TIMEOUTS_S = (6.0, 30.0, 300.0)
 @click.option("--cert", metavar="FILE", help="This node's certificate (PEM).")
 @click.option("--key", metavar="FILE", help="Its private key (PEM).")
 @click.option("--ca", metavar="FILE", help="The CA that everybody's certificate comes from (PEM).")
+@click.option("--crl", metavar="PATH", help="Its revocation lists: a file, or a directory.")
+@click.option("--crl-on-stale", type=click.Choice(["open", "closed"]), help="Default: open.")
+@click.option("--policy", metavar="FILE", help="Who may join, relay and publish (TOML).")
 @click.option("--cluster", metavar="NAME", help="Clusters of different names never mix.")
 @click.option("--trust-domain", metavar="DOMAIN", help="Default: that of the certificate.")
 @click.option("--preset", type=click.Choice(["default", "lan", "wan", "large_cluster"]))

@@ -23,6 +23,7 @@ from plumtree_quic.messages import Feature, Hello, Record, Wanted
 from plumtree_quic.net import engine as engines
 from plumtree_quic.net.budget import AcceptBudget
 from plumtree_quic.net.events import (
+    DatagramReceived,
     DialFailed,
     Event,
     LinkDown,
@@ -121,6 +122,7 @@ class Endpoint:
         judge_hello: returns a hello without what the peer has not proved, and why it is refused,
             or an empty string.
         admit: the admission policy (step 12 of the check).
+        is_revoked: whether a path of certificates or an identity is revoked (step 11).
         wall: the wall clock, for certificates alone.
     """
 
@@ -136,6 +138,7 @@ class Endpoint:
         features: int = 0,
         judge_hello: Callable[[Hello, float], tuple[Hello, str]] | None = None,
         admit: Callable[[NodeId], bool] | None = None,
+        is_revoked: engines.IsRevoked | None = None,
         wall: Callable[[], datetime.datetime] | None = None,
     ) -> None:
         self._credentials = credentials
@@ -147,6 +150,7 @@ class Endpoint:
         self._features = features
         self._judge_hello = judge_hello
         self._admit = admit
+        self._is_revoked = is_revoked
         self._wall = wall if wall is not None else _wall
         self._me = credentials().node_id
         self._rotation = Rotation(self._me, rng)
@@ -197,6 +201,7 @@ class Endpoint:
             settings=self._engine_settings,
             expected=peer,
             admit=self._admit,
+            is_revoked=self._is_revoked,
             wall=self._wall,
         )
         link = Link(
@@ -260,11 +265,46 @@ class Endpoint:
         """Our credentials have changed: links made under older ones are replaced, a few at a time.
 
         A link whose peer's certificate no longer leads to our anchors is replaced as well, for the
-        peer may have another by now, and cut when that does not happen in time.
+        peer may have another by now, and cut when that does not happen in time. One whose peer was
+        revoked or may not join any more is cut at once.
         """
+        self.judge_links(now)
         for peer, pair in self._pairs.items():
             if self._is_outdated(pair.up):
                 self._rotation.add(peer, now, trusted=self._trusts(pair.up))
+
+    def judge_links(self, now: float) -> None:
+        """Revocations or the policy have changed: cut the links that would not be made now.
+
+        What they brought and nobody has taken yet is dropped.
+        """
+        for link in tuple(self._links):
+            peer = link.engine.peer_id
+            if peer is None or link.state in (LinkState.CLOSING, LinkState.CLOSED):
+                continue
+            if self._is_revoked is not None and self._is_revoked(self._path_of(link), peer):
+                kind, code, reason = "revoked.closed", CloseCode.CERT_REVOKED, "certificate revoked"
+            elif self._admit is not None and not self._admit(peer):
+                kind, code, reason = "link.not_admitted", CloseCode.GOING_AWAY, "not admitted"
+            else:
+                continue
+            self._tell_security(kind, peer=peer, address=_show(link.address))
+            self._events = [
+                event
+                for event in self._events
+                if not (isinstance(event, Received | DatagramReceived) and event.link is link)
+            ]
+            link.close(code, reason, now)
+            self._touched[link] = None
+            self._on_ended(link, now)
+
+    def _path_of(self, link: Link) -> Sequence[x509.Certificate]:
+        """Leaf to anchor, or what was sent when that leads nowhere any more."""
+        leaf, *chain = link.engine.peer_certificates
+        try:
+            return check_chain(leaf, chain, self._credentials().anchors, self._wall())
+        except CheckFailed:
+            return (leaf, *chain)
 
     def _is_outdated(self, link: Link) -> bool:
         return link.generation != self._credentials().generation or not self._trusts(link)
@@ -379,6 +419,7 @@ class Endpoint:
             original_destination_cid=original,
             retry_source_cid=verdict.destination_cid,
             admit=self._admit,
+            is_revoked=self._is_revoked,
             wall=self._wall,
         )
         link = Link(

@@ -10,7 +10,7 @@ packets never sent end the connection, and close reasons are short and fixed.
 """
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import aioquic
@@ -46,6 +46,7 @@ __all__ = [
     "Engine",
     "EngineFailed",
     "EngineSettings",
+    "IsRevoked",
     "PathStats",
     "accept",
     "dial",
@@ -981,19 +982,24 @@ def _stream_id(stream: Any) -> int:
     return int(stream.stream_id)
 
 
+IsRevoked = Callable[[Sequence[x509.Certificate], NodeId], bool]
+"""Whether a path of certificates, leaf first, or the identity in it, is revoked."""
+
+
 def dial(
     credentials: Credentials,
     *,
     settings: EngineSettings,
     expected: NodeId | None = None,
     admit: Callable[[NodeId], bool] | None = None,
+    is_revoked: IsRevoked | None = None,
     wall: Callable[[], datetime.datetime] | None = None,
 ) -> AioquicEngine:
     """Make the dialler's end of a connection; call `connect` on it next."""
     return AioquicEngine(
         configuration=_configuration(credentials, settings, is_client=True),
         settings=settings,
-        policy=_policy(credentials, expected, admit, wall),
+        policy=_policy(credentials, expected, admit, is_revoked, wall),
     )
 
 
@@ -1004,13 +1010,14 @@ def accept(
     original_destination_cid: bytes,
     retry_source_cid: bytes | None,
     admit: Callable[[NodeId], bool] | None = None,
+    is_revoked: IsRevoked | None = None,
     wall: Callable[[], datetime.datetime] | None = None,
 ) -> AioquicEngine:
     """Make the acceptor's end, once a Retry token has proved the dialler's address."""
     return AioquicEngine(
         configuration=_configuration(credentials, settings, is_client=False),
         settings=settings,
-        policy=_policy(credentials, None, admit, wall),
+        policy=_policy(credentials, None, admit, is_revoked, wall),
         original_destination_connection_id=original_destination_cid,
         retry_source_connection_id=retry_source_cid,
     )
@@ -1020,12 +1027,14 @@ def _policy(
     credentials: Credentials,
     expected: NodeId | None,
     admit: Callable[[NodeId], bool] | None,
+    is_revoked: IsRevoked | None,
     wall: Callable[[], datetime.datetime] | None,
 ) -> HandshakePolicy:
     return HandshakePolicy(
         credentials=credentials,
         expected=expected,
         admit=admit if admit is not None else _admit_all,
+        is_revoked=is_revoked if is_revoked is not None else _revoke_none,
         wall=wall if wall is not None else _wall,
     )
 
@@ -1033,6 +1042,10 @@ def _policy(
 def _admit_all(_peer: NodeId) -> bool:
     # Whoever passes steps 1 to 11 is a member of the trust domain.
     return True
+
+
+def _revoke_none(_path: Sequence[x509.Certificate], _peer: NodeId) -> bool:
+    return False
 
 
 def _wall() -> datetime.datetime:

@@ -9,7 +9,7 @@ fails when one of them moves, and `engine.self_test` refuses to start when one s
 
 import datetime
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, cast
 
 import attrs
@@ -95,12 +95,14 @@ class HandshakePolicy:
         credentials: who we are and whom we trust.
         expected: the identity that we mean to dial, or None for "whoever answers".
         admit: the admission policy; False refuses with access_denied.
+        is_revoked: whether a path of certificates, leaf first, or that identity, is revoked.
         wall: the wall clock; certificates are judged by it alone.
     """
 
     credentials: Credentials
     expected: NodeId | None
     admit: Callable[[NodeId], bool]
+    is_revoked: Callable[[Sequence[x509.Certificate], NodeId], bool]
     wall: Callable[[], datetime.datetime]
 
 
@@ -267,12 +269,14 @@ class MutualTlsContext(tls.Context):
 
     def _judge(self, leaf: x509.Certificate) -> None:
         policy, ours = self.policy, self.policy.credentials
-        check_chain(leaf, self._peer_certificate_chain, ours.anchors, policy.wall())
+        path = check_chain(leaf, self._peer_certificate_chain, ours.anchors, policy.wall())
         self._pass(8)
         self._pass(9)
         peer = parse_identity(leaf, ours.trust_domain)
         self._pass(10)
-        self._pass(11, "no list of revoked certificates")
+        if policy.is_revoked(path, peer):
+            raise CheckFailed(11, Alert.CERTIFICATE_REVOKED, "certificate is revoked", peer)
+        self._pass(11)
         check_meant(peer, ours.node_id, policy.expected)
         if not policy.admit(peer):
             raise CheckFailed(12, Alert.ACCESS_DENIED, "not admitted", peer)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attrs
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -22,6 +23,7 @@ __all__ = ["CA_DAYS", "DAYS_MAX", "KEY_TYPES", "LEAF_DAYS", "DevCa", "Issued", "
 
 KEY_TYPES = ("p256", "p384", "ed25519", "rsa")
 LEAF_DAYS = 365
+CRL_DAYS = 30
 """A guess: long enough to forget, short enough to be noticed."""
 CA_DAYS = 3650
 """A guess: no development cluster lives ten years."""
@@ -235,6 +237,56 @@ class DevCa:
         _write(key_path, _key_pem(key), mode=0o600, replace=force)
         _write(cert_path, cert.public_bytes(serialization.Encoding.PEM), mode=0o644, replace=force)
         return Issued(node_id, cert_path, key_path, not_after)
+
+    def revoke(self, *names: str, days: int = CRL_DAYS) -> Path:
+        """Write DIR/ca.crl: what was revoked before, and the certificates of `names`.
+
+        Args:
+            names: nodes of this CA; their NAME.crt is read.
+            days: after how many the list wants to be renewed, 1 to 3650; revoke() without names
+                does that.
+
+        Raises:
+            ConfigError: bad name or days.
+            CredentialsError: a certificate is missing or another CA's, or the list cannot be
+                read or written.
+        """
+        _check_days(days)
+        path = self.directory / "ca.crl"
+        now = _now()
+        entries: dict[int, x509.RevokedCertificate] = {}
+        if os.path.lexists(path):
+            pem = _read(path)
+            try:
+                entries = {each.serial_number: each for each in x509.load_pem_x509_crl(pem)}
+            except ValueError:
+                raise CredentialsError(f"{path} is damaged; remove it to begin a new one") from None
+        for name in names:
+            check_name(name)
+            cert_path, _ = self._paths(name)
+            pem = _read(cert_path)
+            try:
+                cert = x509.load_pem_x509_certificate(pem)
+                cert.verify_directly_issued_by(self.cert)
+            except (ValueError, TypeError, InvalidSignature):
+                raise CredentialsError(f"{cert_path} is not a certificate of this CA") from None
+            entries[cert.serial_number] = (
+                x509.RevokedCertificateBuilder()
+                .serial_number(cert.serial_number)
+                .revocation_date(now)
+                .build()
+            )
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.cert.subject)
+            .last_update(now)
+            .next_update(now + datetime.timedelta(days=days))
+        )
+        for entry in entries.values():
+            builder = builder.add_revoked_certificate(entry)
+        crl = builder.sign(self._key, hashes.SHA256())
+        _write(path, crl.public_bytes(serialization.Encoding.PEM), mode=0o644, replace=True)
+        return path
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.directory / f"{name}.crt", self.directory / f"{name}.key"

@@ -31,6 +31,7 @@ from plumtree_quic.security.identity import (
     parse_certificates,
     parse_identity,
 )
+from plumtree_quic.security.revocation import ON_STALE, Revocation, read_lists
 
 __all__ = ["CLUSTER_BYTES_MAX", "Credentials", "PrivateKey", "QuicConfig", "load_certificates"]
 
@@ -68,6 +69,17 @@ class Credentials:
     trust_domain: str
     cluster: str
     generation: int
+    revocation: Revocation = attrs.field(factory=Revocation)
+
+
+@attrs.frozen
+class _Files:
+    """What was read: PEM text, and the revocation lists with their names."""
+
+    cert: bytes
+    key: bytes = attrs.field(repr=False)
+    ca: bytes
+    lists: tuple[tuple[str, bytes], ...] = ()
 
 
 class QuicConfig:
@@ -82,6 +94,9 @@ class QuicConfig:
         key_path: its private key: P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits.
         ca_path: the CA certificates that every node's certificate must chain to; several while
             one CA replaces another.
+        crl_path: certificate revocation lists of the CA: a file, or a directory of them.
+        crl_on_stale: a list past its nextUpdate, or one that cannot be used: "open" goes on with
+            what there is, "closed" refuses everybody below its CA. Either is told.
         key_password: of an encrypted key.
         trust_domain: None takes that of the certificate.
         cluster: 1 to 64 bytes, printable; nodes of different cluster names never link.
@@ -94,8 +109,10 @@ class QuicConfig:
     """
 
     _paths: tuple[Path, Path, Path] | None
-    _pems: tuple[bytes, bytes, bytes]
-    _looked_at: tuple[bytes, bytes, bytes] | None
+    _crl_path: Path | None = None
+    _crl_on_stale: str = "open"
+    _pems: "_Files"
+    _looked_at: "_Files | None"
     _credentials: Credentials
     _names: tuple[str, str, str]
     _key_password: str | bytes | None
@@ -106,11 +123,17 @@ class QuicConfig:
         key_path: str | os.PathLike[str],
         ca_path: str | os.PathLike[str],
         *,
+        crl_path: str | os.PathLike[str] | None = None,
+        crl_on_stale: str = "open",
         key_password: str | bytes | None = None,
         trust_domain: str | None = None,
         cluster: str = "default",
     ) -> None:
+        if crl_on_stale not in ON_STALE:
+            raise ConfigError(f"crl_on_stale is {crl_on_stale!r}; allowed: 'open', 'closed'")
         self._paths = (Path(cert_path), Path(key_path), Path(ca_path))
+        self._crl_path = Path(crl_path) if crl_path is not None else None
+        self._crl_on_stale = crl_on_stale
         self._key_password = key_password
         pems, key_mode = self._read_files()
         self._load(
@@ -120,6 +143,7 @@ class QuicConfig:
             trust_domain=trust_domain,
             cluster=cluster,
             unwise=_readable_by_others(os.fspath(key_path), key_mode),
+            crl_on_stale=crl_on_stale,
         )
 
     @classmethod
@@ -139,9 +163,9 @@ class QuicConfig:
             CredentialsError, ConfigError: as the constructor.
         """
         config = cls.__new__(cls)
-        config._paths = None
+        config._paths = config._key_password = None
         config._load(
-            pems=(_bytes(cert), _bytes(key), _bytes(ca)),
+            pems=_Files(_bytes(cert), _bytes(key), _bytes(ca)),
             names=("cert", "key", "ca"),
             key_password=key_password,
             trust_domain=trust_domain,
@@ -176,6 +200,7 @@ class QuicConfig:
             cluster=old.cluster,
             unwise=(),
             generation=old.generation + 1,
+            crl_on_stale=self._crl_on_stale,
         )
         if other.node_id != old.node_id:
             raise CredentialsError(
@@ -190,39 +215,41 @@ class QuicConfig:
         if self._paths is None:
             return False
         try:
-            pems: tuple[bytes, bytes, bytes] | None = self._read_files()[0]
+            pems: _Files | None = self._read_files()[0]
         except CredentialsError:
             pems = None
         changed = pems != self._looked_at
         self._looked_at = pems
         return changed
 
-    def _read_files(self) -> tuple[tuple[bytes, bytes, bytes], int]:
-        """The three files, and the permission bits of the key's."""
+    def _read_files(self) -> tuple["_Files", int]:
+        """What the files hold, and the permission bits of the key's."""
         assert self._paths is not None
         cert_path, key_path, ca_path = self._paths
         cert, _ = _read(cert_path, "cert_path")
         key, key_mode = _read(key_path, "key_path")
         ca, _ = _read(ca_path, "ca_path")
-        return (cert, key, ca), key_mode
+        lists = tuple(read_lists(self._crl_path)) if self._crl_path is not None else ()
+        return _Files(cert, key, ca, lists), key_mode
 
     def _load(
         self,
         *,
-        pems: tuple[bytes, bytes, bytes],
+        pems: "_Files",
         names: tuple[str, str, str],
         key_password: str | bytes | None,
         trust_domain: str | None,
         cluster: str,
         unwise: tuple[str, ...],
         generation: int = 1,
+        crl_on_stale: str = "open",
     ) -> None:
         _refuse_optimized()
         _check_cluster(cluster)
         cert_name, key_name, ca_name = names
-        certificates = load_certificates(pems[0], cert_name)
-        key = _private_key(pems[1], key_name, key_password)
-        anchors = load_certificates(pems[2], ca_name)
+        certificates = load_certificates(pems.cert, cert_name)
+        key = _private_key(pems.key, key_name, key_password)
+        anchors = load_certificates(pems.ca, ca_name)
         _check_anchors(anchors, ca_name)
         leaf, *chain = certificates
         _check_pair(certificates, cert_name, key, key_name)
@@ -250,6 +277,7 @@ class QuicConfig:
             trust_domain=node_id.trust_domain,
             cluster=cluster,
             generation=generation,
+            revocation=Revocation.load(pems.lists, anchors, on_stale=crl_on_stale),
         )
         self._pems = self._looked_at = pems
         self._names = names

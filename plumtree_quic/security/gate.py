@@ -16,16 +16,18 @@ from typing import Protocol
 
 import attrs
 
-from plumtree_quic.ids import NodeId
+from plumtree_quic.ids import MemberKey, NodeId, member_key
 from plumtree_quic.messages import (
     Ack,
     Bundle,
     Certificates,
     CertificatesWanted,
+    Digest,
     Fact,
     Facts,
     Gossip,
     Hello,
+    IHave,
     Message,
     Ping,
     Record,
@@ -34,6 +36,7 @@ from plumtree_quic.messages import (
     SignatureAlgorithm,
 )
 from plumtree_quic.security.keyring import Verdict
+from plumtree_quic.security.policy import Policy
 from plumtree_quic.security.signatures import key_id_of
 
 __all__ = ["Admitted", "Gate", "Refusal", "Unsigned", "Verifier"]
@@ -99,6 +102,18 @@ class Unsigned:
 
 def _judge_unsigned(thing: Bundle | Record | Fact) -> Verdict:
     return Verdict.GOOD if thing.algorithm is SignatureAlgorithm.NONE else Verdict.UNTRUSTED
+
+
+def _own_alone(message: Message, key: MemberKey) -> Message | None:
+    """What a peer that may not relay says of itself; None when it speaks of others alone."""
+    match message:
+        case Gossip(bundle=bundle) | Repair(bundle=bundle):
+            return message if bundle.origin == key else None
+        case IHave(announcements):
+            return IHave(tuple(each for each in announcements if each.origin == key))
+        case Digest(rows):
+            return attrs.evolve(message, rows=tuple(each for each in rows if each.origin == key))
+    return message
 
 
 @attrs.frozen
@@ -182,6 +197,7 @@ class Gate:
         self._verifier = verifier
         self._seen = seen
         self._differs = differs
+        self._policy: Policy | None = None
         self._links: dict[NodeId, _Link] = {}
         self._facts: OrderedDict[bytes, None] = OrderedDict()
         self.counters = GateCounters()
@@ -213,6 +229,14 @@ class Gate:
     def admit(self, peer: NodeId, message: Message, now: float) -> Admitted:
         """Judge a message that came on the greeted link to `peer`."""
         out = Admitted()
+        policy = self._policy
+        if policy is not None and not policy.may_relay(peer):
+            allowed = _own_alone(message, member_key(peer))
+            if allowed is None:
+                out.refusals.append(Refusal("relayed bundle", Verdict.NOT_ALLOWED, b""))
+                self.counters.gate_refused += 1
+                return out
+            message = allowed
         match message:
             case Gossip(bundle=bundle) | Repair(bundle=bundle):
                 self._admit_bundle(peer, message, bundle, now, out)
@@ -240,6 +264,11 @@ class Gate:
             while link.waiting and link.waiting[0].until <= now:
                 link.waiting_bytes -= link.waiting.popleft().size
                 self.counters.gate_wait_expired += 1
+
+    def use_policy(self, policy: Policy) -> None:
+        """Who may join and relay from now on; without a policy, everybody."""
+        self._policy = policy
+        self.judge_again()
 
     def judge_again(self) -> None:
         """Anchors, revocations or the policy changed: nothing counts as verified any more."""
@@ -298,6 +327,13 @@ class Gate:
         good: list[Record] = []
         for record in records:
             verdict = self._verifier.check_record(record, now)
+            policy = self._policy
+            if (
+                verdict is Verdict.GOOD
+                and policy is not None
+                and not policy.may_join(record.node_id)
+            ):
+                verdict = Verdict.NOT_ALLOWED
             if verdict is Verdict.GOOD:
                 good.append(record)
             else:

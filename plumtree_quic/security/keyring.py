@@ -65,6 +65,7 @@ class Verdict(Enum):
     TOO_OLD = "too old"
     REVOKED = "signed under a revoked certificate"
     UNSIGNED = "not signed"
+    NOT_ALLOWED = "not allowed by the policy"
 
     @property
     def is_strike(self) -> bool:

@@ -211,7 +211,9 @@ def _texts(value: object, where: str) -> tuple[str, ...]:
 
 def _rules(value: object, where: str) -> tuple[Rule, ...]:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise ConfigError(f"{where} is not a list of rules; write [[{where.rsplit(maxsplit=1)[-1]}]]")
+        raise ConfigError(
+            f"{where} is not a list of rules; write [[{where.rsplit(maxsplit=1)[-1]}]]"
+        )
     if len(value) > RULES_MAX:
         raise ConfigError(f"{where} has {len(value)} rules, the most is {RULES_MAX}")
     return tuple(_rule(each, f"{where}[{number}]") for number, each in enumerate(value))
@@ -251,4 +253,7 @@ def _digests(value: object, where: str) -> frozenset[bytes]:
 
 
 def _identities(value: object, name: str) -> frozenset[str]:
-    return frozenset(str(NodeId.parse(text)) for text in _texts(value, f"{name}: identities"))
+    try:
+        return frozenset(str(NodeId.parse(text)) for text in _texts(value, f"{name}: identities"))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: deny_certificates.identities: {error}")
