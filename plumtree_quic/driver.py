@@ -51,6 +51,7 @@ from plumtree_quic.net.events import (
     Writable,
 )
 from plumtree_quic.net.link import Link as NetLink
+from plumtree_quic.net.quota import PeerQuota, Step
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.net.udp import UdpSocket, numeric_address, parse_address
 from plumtree_quic.proto.core import Core
@@ -103,8 +104,10 @@ REFUSED_FLOOR_S = 30.0
 MALFORMED_TOLD_EVERY_S = 10.0
 RECORD_VALID_MS = 24 * 3600 * 1000
 STRIKES_MAX = 3
+THROTTLED_TOLD_EVERY_S = 10.0
 CLOSE_PROTOCOL_ERROR = 0x15
 CLOSE_GOING_AWAY = 0x10
+CLOSE_LIMIT_EXCEEDED = 0x16
 
 
 @attrs.frozen(kw_only=True)
@@ -143,6 +146,9 @@ class Counters:
     bundles_not_allowed: int = 0
     grafts_busy: int = 0
     strikes: int = 0
+    frames_throttled: int = 0
+    peers_demoted: int = 0
+    peers_cut: int = 0
     blocked: int = 0
     congested: int = 0
     turns: int = 0
@@ -151,9 +157,13 @@ class Counters:
 
 @attrs.define
 class _Peer:
-    """What the driver keeps per link, in the link's context."""
+    """What the driver keeps per link, in the link's context. The quota is the peer's, also when
+    one link replaces another.
+    """
 
+    quota: PeerQuota
     heard_at: float = 0.0
+    throttled_told_at: float = float("-inf")
 
 
 @attrs.frozen
@@ -252,6 +262,7 @@ class Driver:
         self._source: NodeId | None = None
         self._congested: dict[NodeId, float] = {}
         self._strikes: dict[NodeId, int] = {}
+        self._quotas: dict[NodeId, PeerQuota] = {}
         self._malformed_told_at = float("-inf")
         self._egress_waiters: deque[asyncio.Future[None]] = deque()
         self._idle_waiters: deque[asyncio.Future[None]] = deque()
@@ -758,7 +769,11 @@ class Driver:
     def _on_event(self, event: Event, now: float) -> None:
         match event:
             case Received(link, peer, message) | DatagramReceived(link, peer, message):
-                if isinstance(message, Direct):
+                quota = self._quotas.get(peer)
+                step = quota.charge(message, now) if quota is not None else Step.LOOK
+                if step is not Step.LOOK:
+                    self._on_above_quota(link, peer, step, now)
+                elif isinstance(message, Direct):
                     self._sink.direct(peer, message)
                 else:
                     self._admit(link, peer, message, now)
@@ -773,7 +788,7 @@ class Driver:
             case LinkUp():
                 self._on_link_up(event, now)
             case LinkReplaced(link, peer, _):
-                link.context = _Peer()
+                link.context = _Peer(self._quotas.setdefault(peer, PeerQuota()))
                 if peer in self._held:
                     link.hold(Lane.GOSSIP, True)
             case LinkDown(_, peer, code, reason, _):
@@ -785,6 +800,7 @@ class Driver:
                 self._congested.pop(peer, None)
                 self._held.discard(peer)
                 self._strikes.pop(peer, None)
+                self._quotas.pop(peer, None)
                 self._gate.link_down(peer)
                 self._unblock(peer)
                 self._wake(self._direct_waiters.pop(peer, deque()))
@@ -805,6 +821,10 @@ class Driver:
             if self.trace_copy is not None:
                 self.trace_copy(bundle)
         admitted = self._gate.admit(peer, message, now)
+        if admitted.checked:
+            quota = self._quotas.get(peer)
+            if quota is not None:
+                quota.note_signatures(admitted.checked, now)
         for reply in admitted.replies:
             link.send(reply)
         for refusal in admitted.refusals:
@@ -817,6 +837,26 @@ class Driver:
                 self._on_bundle(peer, each, now)
             else:
                 self._perform(self.core.receive(peer, each, now), now)
+
+    def _on_above_quota(self, link: NetLink, peer: NodeId, step: Step, now: float) -> None:
+        """What is above a limit is not looked at; who goes on is demoted, and then cut."""
+        self.counters.frames_throttled += 1
+        context = link.context
+        assert isinstance(context, _Peer)
+        told = {"peer": peer, "what": context.quota.above, "frames": context.quota.refused}
+        match step:
+            case Step.DEMOTE:
+                self.counters.peers_demoted += 1
+                self._sink.security_event("quota.demoted", told)
+                self._perform(self.core.demote(peer, now), now)
+            case Step.CUT:
+                self.counters.peers_cut += 1
+                self._sink.security_event("quota.cut", told)
+                link.close(CLOSE_LIMIT_EXCEEDED, f"too many {context.quota.above}"[:32], now)
+            case _:
+                if now - context.throttled_told_at >= THROTTLED_TOLD_EVERY_S:
+                    context.throttled_told_at = now
+                    self._sink.security_event("quota.throttled", told)
 
     def _note_refusal(self, peer: NodeId, refusal: Refusal) -> None:
         self._sink.security_event(
@@ -873,7 +913,7 @@ class Driver:
             self._restart_at(yours.epoch + 1, link, now)
             return
         self._was_up = True
-        link.context = _Peer()
+        link.context = _Peer(self._quotas.setdefault(peer, PeerQuota()))
         logger.info(
             "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
         )

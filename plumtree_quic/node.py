@@ -54,6 +54,7 @@ from plumtree_quic.proto.effects import (
     PeerPromoted,
     PruneSent,
 )
+from plumtree_quic.security.audit import Audit
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.policy import POLICY_BYTES_MAX, Policy
 
@@ -315,6 +316,8 @@ class Node:
         policy: who may join, relay and publish: a `Policy`, or the path of a TOML file, which is
             looked at once a second. Without one, identities with our own path, but for its last
             segment, may do all of it.
+        security_log: a file for security events, one JSON object a line, 0600, at most 16 MiB and
+            one older file; they go to the delegate and to `logging` all the same.
         state_dir: keeps the start epoch, so that a restart under a clock that went back is still
             a later start; made when missing, 0700.
 
@@ -331,6 +334,7 @@ class Node:
         advertise: str | None = None,
         delegate: Delegate | None = None,
         policy: Policy | str | os.PathLike[str] | None = None,
+        security_log: str | os.PathLike[str] | None = None,
         state_dir: str | Path | None = None,
     ) -> None:
         self._quic = quic
@@ -355,6 +359,13 @@ class Node:
             self._policy_path = Path(policy)
             self._policy_text = _read_policy(self._policy_path)
             self._policy = Policy.from_toml(self._policy_text, str(self._policy_path), quic.node_id)
+        try:
+            path = Path(security_log) if security_log is not None else None
+            self._audit = Audit(path, lambda: time.time_ns() // 1_000_000)
+        except OSError as error:
+            raise ConfigError(
+                f"security_log {str(security_log)!r} cannot be written: {error.strerror}"
+            )
         self._answers = _overrides(delegate, "on_request")
         self._hears = _overrides(delegate, "on_deliver")
         self._state_dir = Path(state_dir) if state_dir is not None else None
@@ -383,7 +394,7 @@ class Node:
         cls, environ: Mapping[str, str] | None = None, *, delegate: Delegate | None = None
     ) -> "Node":
         """Build a node from PLUMTREE_LISTEN, ADVERTISE_ADDR, CERT, KEY, CA, CRL, CRL_ON_STALE,
-        POLICY, CLUSTER, TRUST_DOMAIN, STATE_DIR, PRESET and every configuration field.
+        POLICY, SECURITY_LOG, CLUSTER, TRUST_DOMAIN, STATE_DIR, PRESET, every configuration field.
 
         Raises:
             ConfigError: a variable is missing, unknown or wrong; the message names it.
@@ -410,6 +421,7 @@ class Node:
             advertise=env.get("PLUMTREE_ADVERTISE_ADDR") or None,
             delegate=delegate,
             policy=env.get("PLUMTREE_POLICY") or None,
+            security_log=env.get("PLUMTREE_SECURITY_LOG") or None,
             state_dir=env.get("PLUMTREE_STATE_DIR") or None,
         )
 
@@ -916,6 +928,8 @@ class Node:
             "messages_delivered": self._delivered,
             "messages_oversized": self._oversized,
             "delegate_errors": self._delegate_errors,
+            "security_events_suppressed": self._audit.suppressed,
+            "security_log_errors": self._audit.write_errors,
             "links": len(driver.core.peers()),
             "members_alive": driver.core.table.alive_count(),
             "parked_expired": driver.core.parked_expired,
@@ -1027,7 +1041,10 @@ class Node:
         self._wake(self._peer_waiters)
 
     def _security_event(self, kind: str, fields: dict[str, object]) -> None:
-        """log it and tell the delegate."""
+        """log it and tell the delegate, unless its source has been told of often enough."""
+        record = self._audit.note(kind, fields, time.monotonic())
+        if record is None:
+            return
         # On a terminal only the text is seen; a log collector has each field by its name.
         told = ", ".join(f"{name}={value}" for name, value in fields.items())
         logger.warning(

@@ -29,6 +29,7 @@ _VARIABLES = {
     "crl": "PLUMTREE_CRL",
     "crl_on_stale": "PLUMTREE_CRL_ON_STALE",
     "policy": "PLUMTREE_POLICY",
+    "security_log": "PLUMTREE_SECURITY_LOG",
     "cluster": "PLUMTREE_CLUSTER",
     "trust_domain": "PLUMTREE_TRUST_DOMAIN",
     "preset": "PLUMTREE_PRESET",
@@ -49,6 +50,7 @@ _JOIN_TIMEOUTS_S = (6.0, 30.0, 300.0)
 @click.option("--crl", metavar="PATH", help="Its revocation lists: a file, or a directory.")
 @click.option("--crl-on-stale", type=click.Choice(["open", "closed"]), help="Default: open.")
 @click.option("--policy", metavar="FILE", help="Who may join, relay and publish (TOML).")
+@click.option("--security-log", metavar="FILE", help="Security events, one JSON object a line.")
 @click.option("--cluster", metavar="NAME", help="Clusters of different names never mix.")
 @click.option("--trust-domain", metavar="DOMAIN", help="Default: that of the certificate.")
 @click.option("--preset", type=click.Choice(["default", "lan", "wan", "large_cluster"]))

@@ -26,15 +26,24 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Take one; False when there is none."""
+        self.refill(now)
+        if self.level < 1.0:
+            return False
+        self.level -= 1.0
+        return True
+
+    def spend(self, count: float, now: float) -> None:
+        """Take `count` whether or not they are there; what is missing has to be earned first."""
+        self.refill(now)
+        self.level -= count
+
+    def refill(self, now: float) -> None:
+        """Count what was earned until `now`."""
         if self.at is None:
             self.at = now
         elif now > self.at:
             self.level = min(self.burst, self.level + (now - self.at) * self.rate)
             self.at = now
-        if self.level < 1.0:
-            return False
-        self.level -= 1.0
-        return True
 
 
 class AcceptBudget:

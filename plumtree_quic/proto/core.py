@@ -220,6 +220,10 @@ class Core:
         """The link to `peer` has no room for pushes; they become announcements."""
         return list(self._plumtree.congested(peer, now))
 
+    def demote(self, peer: NodeId, now: float) -> list[Effect]:
+        """The peer is above its limits: no tree goes through it any more."""
+        return list(self._plumtree.demote(peer, now))
+
     def drained(self, peer: NodeId, now: float) -> list[Effect]:
         """The link to `peer` has room again."""
         return list(self._plumtree.drained(peer, now))

@@ -124,7 +124,7 @@ class Counters:
 
 @attrs.define(eq=False)
 class _Link:
-    """One link that is up. bit: its place in every mask of this module."""
+    """One link that is up. bit: its place in every mask of this module. demoted: never a parent."""
 
     peer: NodeId
     bit: int
@@ -135,6 +135,7 @@ class _Link:
     silent_after_s: float = inf
     origins_pushed: int = 0
     failures: int = 0
+    demoted: bool = False
     backlog: deque[tuple[StreamKey, int, int]] = attrs.field(factory=deque)
     digest_asked_at: float = -inf
     digest_sent_at: float = -inf
@@ -303,6 +304,26 @@ class Plumtree:
         if link is not None:
             self._congested &= ~link.bit
         return []
+
+    def demote(self, peer: NodeId, now: float) -> list[Effect]:
+        """This peer brings no origin any more, as long as its link lives; others take its place."""
+        link = self._links.get(peer)
+        if link is None or link.demoted:
+            return []
+        link.demoted = True
+        effects: list[Effect] = []
+        orphans: list[_Origin] = []
+        for origin in self._origins.values():
+            if origin.challenger is link:
+                origin.challenger = None
+            if origin.parent is link:
+                origin.parent = None
+                self._prune(origin, link, now, effects)
+                orphans.append(origin)
+        asks: _Asks = {}
+        self._adopt_orphans(orphans, now, asks, effects)
+        self._fire_grafts(now, effects, asks)
+        return effects
 
     def set_overlay(self, protected: Sequence[NodeId], *, mesh: bool) -> None:
         """What the overlay is now.
@@ -649,6 +670,9 @@ class Plumtree:
             return
         if origin.key == self._me:
             return
+        if link.demoted:
+            self._prune(origin, link, now, effects)
+            return
         if origin.parent is not None and origin.pushed_at == -inf:
             # It was grafted when nothing of this origin had come, and was not needed after all.
             self._prune(origin, origin.parent, now, effects)
@@ -834,12 +858,12 @@ class Plumtree:
     def _best_announcer(self, gap: Gap) -> _Link | None:
         """Whom to ask: least often asked for this, most reliable, nearest; then who came first."""
         best: _Link | None = None
-        best_rank = (0, 0, 0.0)
+        best_rank = (0, False, 0, 0.0)
         for peer in gap.announcers:
             link = self._links.get(peer)
             if link is None:
                 continue
-            rank = (gap.asked_times.get(peer, 0), link.failures, link.rtt_s)
+            rank = (gap.asked_times.get(peer, 0), link.demoted, link.failures, link.rtt_s)
             if best is None or rank < best_rank:
                 best, best_rank = link, rank
         return best
@@ -891,7 +915,10 @@ class Plumtree:
         """
         orphans = [o for o in orphans if o.epochs and now - o.heard_at <= ORIGIN_IDLE_S]
         orphans.sort(key=lambda origin: -origin.heard_at)
-        ranked = sorted(self._links.values(), key=lambda link: (link.failures, link.rtt_s))
+        ranked = sorted(
+            (link for link in self._links.values() if not link.demoted),
+            key=lambda link: (link.failures, link.rtt_s),
+        )
         for origin in orphans[:ORPHANS_MAX]:
             for link in ranked:
                 if not (origin.pushes | origin.full) & link.bit:

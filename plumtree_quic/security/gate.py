@@ -129,11 +129,13 @@ class Refusal:
 class Admitted:
     """What came of one message.
 
-    messages: what the core may see, in order. replies: what goes back on the same link.
+    messages: what the core may see, in order. checked: how many signatures and certificates were
+    looked at for it. replies: what goes back on the same link.
     refusals: what was not let through.
     """
 
     messages: list[Message] = attrs.field(factory=list)
+    checked: int = 0
     replies: list[Message] = attrs.field(factory=list)
     refusals: list[Refusal] = attrs.field(factory=list)
 
@@ -282,6 +284,7 @@ class Gate:
         if self._seen(bundle) and not self._differs(bundle):
             out.messages.append(message)
             return
+        out.checked += 1
         verdict = self._verifier.check_bundle(bundle, now)
         if verdict is Verdict.GOOD:
             out.messages.append(message)
@@ -302,6 +305,7 @@ class Gate:
         good: list[Fact] = []
         waiting: list[Fact] = []
         for fact in message.facts:
+            out.checked += fact.raw not in self._facts
             verdict = self._check_fact(fact, now)
             if verdict is Verdict.GOOD:
                 good.append(fact)
@@ -326,6 +330,8 @@ class Gate:
     ) -> tuple[Record, ...]:
         good: list[Record] = []
         for record in records:
+            # Its chain, too.
+            out.checked += 2
             verdict = self._verifier.check_record(record, now)
             policy = self._policy
             if (
@@ -416,6 +422,7 @@ class Gate:
             # What was not asked for is not looked at: each chain costs a verification.
             if link.asked.pop(key_id_of(chain[0]), None) is None:
                 continue
+            out.checked += 2
             if self._verifier.offer(chain, now):
                 learnt = True
             else:
@@ -431,5 +438,6 @@ class Gate:
                 continue
             freed = self.admit(peer, entry.message, now)
             out.messages += freed.messages
+            out.checked += freed.checked
             out.replies += freed.replies
             out.refusals += freed.refusals

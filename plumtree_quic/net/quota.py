@@ -1,0 +1,151 @@
+"""Quota: what one authenticated peer may make us look at, per second and kind of message.
+
+Sans-IO. The limits are far above what an honest node sends at its busiest, and far below what one
+peer could keep a core busy with. What is above is not looked at (throttle); who goes on is no
+parent of any tree any more (demote), and then loses its link (cut). Bytes on the lanes are bounded
+by credit already, pings by swim.py, grafts by the graft rate, handshakes by budget.py.
+"""
+
+from enum import Enum
+
+import attrs
+
+from plumtree_quic.messages import (
+    Ack,
+    BucketHashes,
+    Certificates,
+    CertificatesWanted,
+    Digest,
+    Direct,
+    Facts,
+    Goodbye,
+    Gossip,
+    Graft,
+    GraftRefused,
+    IHave,
+    Message,
+    Ping,
+    Prune,
+    Records,
+    RecordsWanted,
+    Repair,
+    Rows,
+    Wanted,
+)
+from plumtree_quic.net.budget import TokenBucket
+
+__all__ = ["CUT_AFTER_S", "DEMOTE_AFTER_S", "LIMITS", "PeerQuota", "Step"]
+
+DEMOTE_AFTER_S = 5.0
+CUT_AFTER_S = 15.0
+# Above a limit now and then is not above it all the time.
+FORGIVEN_AFTER_S = 2.0
+
+# Frames a second, and at once. Measured: 8 nodes as fast as they go send 600 bundles, 200
+# announcements, 60 grafts and 40 frames of facts a second and link; the rest are guesses at ten
+# times what 1,000 nodes under churn would send.
+LIMITS: dict[type, tuple[float, float]] = {
+    Gossip: (20_000.0, 40_000.0),
+    Repair: (20_000.0, 40_000.0),
+    Direct: (20_000.0, 40_000.0),
+    IHave: (2_000.0, 8_000.0),
+    Graft: (1_000.0, 4_000.0),
+    GraftRefused: (4_000.0, 16_000.0),
+    Prune: (2_000.0, 16_000.0),
+    Facts: (500.0, 4_000.0),
+    Digest: (100.0, 2_000.0),
+    BucketHashes: (20.0, 200.0),
+    Rows: (100.0, 1_000.0),
+    RecordsWanted: (100.0, 1_000.0),
+    Records: (200.0, 2_000.0),
+    CertificatesWanted: (64.0, 512.0),
+    Certificates: (64.0, 512.0),
+    Wanted: (20.0, 200.0),
+    Goodbye: (1.0, 10.0),
+    Ping: (1_000.0, 4_000.0),
+    Ack: (1_000.0, 4_000.0),
+}
+"""(a second, at once) of each kind that a core sees; Hello comes once and Credit is the link's."""
+ANNOUNCED_PER_S = (200_000.0, 1_000_000.0)
+"""Announcements in all IHave frames. A guess: 1,000 origins at 200 messages a second."""
+SIGNATURES_PER_S = (2_000.0, 20_000.0)
+"""Signatures and certificates that are checked because this peer brought them. A core checks
+about 10,000 a second (benchmarks/signatures.py); one peer gets a fifth of it for long."""
+
+
+# What costs signature checks.
+_SIGNED = frozenset((Gossip, Repair, Facts, Records, Ping, Ack, Certificates))
+
+
+class Step(Enum):
+    """What to do with a frame, and its sender."""
+
+    LOOK = "look"
+    THROTTLE = "throttle"
+    """Do not look at it."""
+    DEMOTE = "demote"
+    """And take no origin from this peer any more. Said once."""
+    CUT = "cut"
+    """And close its link. Said once."""
+
+
+@attrs.define
+class PeerQuota:
+    """The limits of one link's peer. `now` is monotonic seconds.
+
+    above: what it is or was last above of. refused: frames that were not looked at.
+    """
+
+    above: str = ""
+    refused: int = 0
+    _buckets: dict[type, TokenBucket] = attrs.field(factory=dict)
+    _announced: TokenBucket = attrs.field(factory=lambda: TokenBucket(*ANNOUNCED_PER_S))
+    _signatures: TokenBucket = attrs.field(factory=lambda: TokenBucket(*SIGNATURES_PER_S))
+    _in_debt: bool = False
+    _since: float | None = None
+    _last: float = 0.0
+    _demoted: bool = False
+    _cut: bool = False
+
+    def charge(self, message: Message, now: float) -> Step:
+        """One more frame of this peer."""
+        kind = type(message)
+        bucket = self._buckets.get(kind)
+        if bucket is None:
+            limit = LIMITS.get(kind)
+            if limit is None:
+                return Step.LOOK
+            bucket = self._buckets[kind] = TokenBucket(*limit)
+        if not bucket.take(now):
+            return self._refuse(f"{kind.__name__} frames", now)
+        if kind in _SIGNED:
+            if self._in_debt:
+                self._signatures.refill(now)
+                if self._signatures.level <= 0:
+                    return self._refuse("signature checks", now)
+                self._in_debt = False
+        elif isinstance(message, IHave):
+            self._announced.refill(now)
+            if self._announced.level <= 0:
+                return self._refuse("announcements", now)
+            self._announced.level -= len(message.announcements)
+        return Step.LOOK
+
+    def note_signatures(self, count: int, now: float) -> None:
+        """So many signatures were checked for this peer's sake; above the limit, it has to wait."""
+        self._signatures.spend(count, now)
+        self._in_debt = self._signatures.level <= 0
+
+    def _refuse(self, what: str, now: float) -> Step:
+        self.refused += 1
+        self.above = what
+        if self._since is None or now - self._last > FORGIVEN_AFTER_S:
+            self._since, self._demoted = now, False
+        self._last = now
+        if now - self._since >= CUT_AFTER_S and not self._cut:
+            self._cut = True
+            return Step.CUT
+        if now - self._since >= DEMOTE_AFTER_S and not self._demoted:
+            self._demoted = True
+            return Step.DEMOTE
+        return Step.THROTTLE

@@ -1,0 +1,104 @@
+"""What one authenticated peer may make us look at: throttled, then demoted, then cut."""
+
+import pytest
+
+from plumtree_quic.messages import (
+    LANE_OF,
+    Ack,
+    Announcement,
+    BucketHashes,
+    Credit,
+    Facts,
+    Gossip,
+    Hello,
+    IHave,
+    Ping,
+    Prune,
+)
+from plumtree_quic.net import quota
+from plumtree_quic.net.quota import LIMITS, PeerQuota, Step
+from tests.rigs.wire_examples import BUNDLE, KEY_A
+
+FACTS = Facts(())
+
+
+def flood(made, message, per_s, seconds, start=0.0):
+    """Send evenly; return what became of each frame, with its time."""
+    count = int(per_s * seconds)
+    return [
+        (start + number / per_s, made.charge(message, start + number / per_s))
+        for number in range(count)
+    ]
+
+
+def first(steps, step):
+    return next((at for at, each in steps if each is step), None)
+
+
+def test_every_message_that_reaches_a_core_has_a_limit():
+    # Hello comes once a link, and credit is taken by the link itself.
+    assert set(LIMITS) == (set(LANE_OF) | {Ping, Ack}) - {Hello, Credit}
+
+
+@pytest.mark.parametrize("kind", LIMITS, ids=lambda kind: kind.__name__)
+def test_a_burst_and_the_rate_are_looked_at_and_what_is_above_is_not(kind):
+    rate, burst = LIMITS[kind]
+    message = {IHave: IHave(()), Gossip: Gossip(1, BUNDLE)}.get(kind) or object.__new__(kind)
+    made = PeerQuota()
+    looked = sum(made.charge(message, 0.0) is Step.LOOK for _ in range(int(burst) + 500))
+    assert looked == burst
+    assert made.above == f"{kind.__name__} frames"
+    looked = sum(made.charge(message, 1.0) is Step.LOOK for _ in range(int(rate) + 500))
+    assert looked == min(rate, burst)
+
+
+def test_one_kind_above_its_limit_takes_nothing_from_the_others():
+    made = PeerQuota()
+    flood(made, FACTS, 10_000, 1.0)
+    assert made.charge(Prune((KEY_A,)), 1.0) is Step.LOOK
+
+
+def test_who_goes_on_is_demoted_after_5_s_and_cut_after_15():
+    made = PeerQuota()
+    steps = flood(made, FACTS, 5_000, 20.0)
+    throttled = first(steps, Step.THROTTLE)
+    assert throttled is not None
+    assert first(steps, Step.DEMOTE) == pytest.approx(throttled + quota.DEMOTE_AFTER_S, abs=0.01)
+    assert first(steps, Step.CUT) == pytest.approx(throttled + quota.CUT_AFTER_S, abs=0.01)
+    assert sum(step is Step.DEMOTE for _, step in steps) == 1
+
+
+def test_a_burst_now_and_then_is_only_throttled():
+    made = PeerQuota()
+    steps = []
+    for start in range(0, 120, 10):
+        # Half of the bucket is full again each time.
+        steps += flood(made, FACTS, 20_000, 0.5, start=float(start))
+    assert {step for _, step in steps} == {Step.LOOK, Step.THROTTLE}
+
+
+def test_announcements_are_counted_as_well_as_their_frames():
+    made = PeerQuota()
+    many = IHave((Announcement(KEY_A, 1, 1, 1, 0),) * 4_096)
+    looked = sum(made.charge(many, 0.0) is Step.LOOK for _ in range(1_000))
+    assert looked * 4_096 <= quota.ANNOUNCED_PER_S[1] + 4_096
+    assert made.above == "announcements"
+
+
+def test_signature_checks_above_the_limit_have_to_be_earned_before_more_is_looked_at():
+    made = PeerQuota()
+    rate, burst = quota.SIGNATURES_PER_S
+    made.note_signatures(int(burst) - 1, 0.0)
+    assert made.charge(FACTS, 0.0) is Step.LOOK
+    made.note_signatures(int(rate) + 1, 0.0)
+    assert made.charge(FACTS, 0.0) is Step.THROTTLE
+    assert made.above == "signature checks"
+    # What costs no signature goes on.
+    assert made.charge(BucketHashes(b""), 0.0) is Step.LOOK
+    assert made.charge(FACTS, 0.9) is Step.THROTTLE
+    assert made.charge(FACTS, 1.1) is Step.LOOK
+
+
+def test_the_busiest_honest_traffic_that_was_measured_is_ten_times_below():
+    measured = {Gossip: 600, IHave: 200, Facts: 40}
+    assert all(LIMITS[kind][0] >= 10 * rate for kind, rate in measured.items())
