@@ -65,6 +65,10 @@ DATAGRAMS_PENDING_MAX = 256
 
 CRYPTO_AHEAD_BYTES_MAX = 32 * 1024
 CRYPTO_BYTES_MAX = 64 * 1024
+# Runs of bytes that wait behind a hole: aioquic walks over all of them for each frame. A handshake
+# of 64 KiB is 55 packets. A stream is a guess: 2 MiB with every fifth packet lost make 230.
+CRYPTO_RUNS_MAX = 64
+STREAM_RUNS_MAX = 512
 ACK_RANGES_MAX = 256
 SENT_PACKETS_MAX = 8_192
 ACK_ONLY_PACKETS_PER_PING = 64
@@ -98,6 +102,7 @@ RELIES_ON: tuple[tuple[type, str], ...] = (
             "_handle_ack_frame",
             "_handle_connection_close_frame",
             "_handle_crypto_frame",
+            "_handle_stream_frame",
             "_on_connection_limit_delivery",
             "_on_max_stream_data_delivery",
             "_get_or_create_stream_for_send",
@@ -370,11 +375,6 @@ class AioquicEngine(quic.QuicConnection):
         return self._close_event
 
     @property
-    def handshake_complete(self) -> bool:
-        """Whether the handshake is complete on this side."""
-        return self._handshake_complete
-
-    @property
     def report(self) -> list[StepResult]:
         """The steps of the check that were taken, by number."""
         return sorted(self.tls.report, key=_step) if self.tls is not None else []
@@ -409,11 +409,6 @@ class AioquicEngine(quic.QuicConnection):
     def terminated(self) -> bool:
         """Whether nothing of it is left to do."""
         return self._state is quic.QuicConnectionState.TERMINATED
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether stream data waits for congestion control or flow control."""
-        return any(not stream.sender.buffer_is_empty for stream in self._lanes)
 
     def acknowledged_bytes(self, stream_id: int) -> int:
         """Stream bytes that were written and acknowledged."""
@@ -661,7 +656,13 @@ class AioquicEngine(quic.QuicConnection):
             if self._handshake_complete:
                 self._before_send(now)
             datagrams: list[tuple[bytes, Address]] = super().datagrams_to_send(now)
-            if self._size_probes and self._handshake_confirmed and not self.ended:
+            if (
+                self._size_probes
+                and self._handshake_confirmed
+                and not self.ended
+                # Nobody may make us send large packets to an address that is not proved.
+                and self._network_paths[0].is_validated
+            ):
                 datagrams += self._send_size_probes(now)
         except Exception as error:
             raise EngineFailed(f"sending failed: {error!r}"[:200])
@@ -750,15 +751,29 @@ class AioquicEngine(quic.QuicConnection):
             raise _Refusal(
                 quic.QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, "handshake is too long", frame_type
             )
+        if len(stream.receiver._ranges) > CRYPTO_RUNS_MAX:
+            raise _Refusal(quic.QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, "too many holes", frame_type)
         self.tls.level = context.epoch
         super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _handle_stream_frame(self, context: Any, frame_type: int, buf: Buffer) -> None:
+        # Single bytes with holes between them cost quadratic time.
+        at = buf.tell()
+        stream = self._streams.get(buf.pull_uint_var())
+        buf.seek(at)
+        if stream is not None and len(stream.receiver._ranges) > STREAM_RUNS_MAX:
+            raise _Refusal(quic.QuicErrorCode.INTERNAL_ERROR, "too many holes", frame_type)
+        super()._handle_stream_frame(context, frame_type, buf)
 
     def _handle_ack_frame(self, context: Any, frame_type: int, buf: Buffer) -> None:
         # The largest acknowledged comes first (RFC 9000, section 19.3). One that was never sent
         # would inflate the congestion window of whoever believes it (B28).
         at = buf.tell()
-        largest = buf.pull_uint_var()
+        largest, _delay, ranges = buf.pull_uint_var(), buf.pull_uint_var(), buf.pull_uint_var()
         buf.seek(at)
+        if ranges > ACK_RANGES_MAX:
+            # Ours never has as many; all the frames of one packet would cost quadratic time.
+            raise _Refusal(quic.QuicErrorCode.INTERNAL_ERROR, "too many ack ranges", frame_type)
         if largest >= self._packet_number:
             raise _Refusal(
                 quic.QuicErrorCode.PROTOCOL_VIOLATION, "ack of a packet never sent", frame_type
