@@ -13,7 +13,6 @@ import datetime
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-import aioquic
 import attrs
 from aioquic import tls
 from aioquic.buffer import Buffer
@@ -30,7 +29,7 @@ from aioquic.quic.packet_builder import (
 from aioquic.quic.recovery import QuicPacketRecovery
 from cryptography import x509
 
-from plumtree_quic.errors import ConfigError, LinkError, LocalProtocolError
+from plumtree_quic.errors import LinkError, LocalProtocolError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.net.tls import ALPN, HandshakePolicy, MutualTlsContext, StepResult
 from plumtree_quic.net.tls import RELIES_ON as TLS_RELIES_ON
@@ -49,7 +48,6 @@ __all__ = [
     "PathStats",
     "accept",
     "dial",
-    "self_test",
     "silence",
 ]
 
@@ -1101,44 +1099,6 @@ def _unsound_parameters(data: bytes) -> str:
         # Cut off: aioquic says so.
         return ""
     return ""
-
-
-# --- power-on self-test ---------------------------------------------------------------------------
-
-_tested = False
-
-
-def self_test() -> None:
-    """Prove, once a process, that this aioquic really authenticates; refuse to start if not.
-
-    In memory: one good handshake must connect; no certificate, a stranger's CA, an expired
-    certificate and the wrong identity must each be refused by both roles' check.
-
-    Raises:
-        ConfigError: Python runs with -O, or a bad handshake connected, or the good one did not.
-    """
-    global _tested
-    if _tested:
-        return
-    import sys
-
-    if sys.flags.optimize:
-        raise ConfigError("plumtree-quic does not run under python -O: it would lose its checks")
-    _check_version(aioquic.__version__)
-    from plumtree_quic.net import selftest
-
-    selftest.run()
-    _tested = True
-
-
-def _check_version(version: str) -> None:
-    """Private names are checked against one minor version only (pyproject.toml has the range)."""
-    major, minor, patch = (int(each) for each in [*version.split("."), "0", "0"][:3])
-    if not (1, 7, 2) <= (major, minor, patch) < (1, 8):
-        raise ConfigError(
-            f"aioquic {version} is installed; plumtree-quic needs at least 1.7.2 and below 1.8: "
-            "pip install 'aioquic>=1.7.2,<1.8'"
-        )
 
 
 EVENTS = events
