@@ -6,6 +6,7 @@ an endpoint can show are tested with those; `ELSEWHERE` says where the others ar
 
 import logging
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -378,6 +379,50 @@ def test_b25_opened_and_closed_streams_earn_no_new_ones():
         outcome.pair.step()
     send(stream_frame(2 + 4 * 16, b"x"))
     assert outcome.ours.close_event.error_code == STREAM_LIMIT
+
+
+def some_frame(rng, ours):
+    """A frame that a member may send now and then; none of them ends the connection."""
+    last = ours._packet_number - 1
+    return rng.choice(
+        [
+            b"\x00" * 20,
+            b"\x01",
+            b"\x10" + encode_uint_var(1 << rng.randrange(30)),
+            b"\x1a" + rng.randbytes(8),
+            ack_frame(last, first=rng.randrange(min(last, 4))),
+            ack_frame(last - rng.randrange(min(last, 8))),
+            datagram_frame(rng.randbytes(20)),
+            stream_frame(
+                rng.choice([2, 6]), rng.randbytes(rng.randrange(900)), rng.randrange(3000)
+            ),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_b03_no_timer_of_ours_fires_without_end_whatever_a_member_sends(seed):
+    rng = random.Random(seed)
+    outcome, send = evil_link()
+    ours, evil, now = outcome.ours, outcome.evil, outcome.pair.now
+    for turn in range(200):
+        now += rng.choice([0.0001, 0.002, 0.02, 0.2])
+        outcome.pair.now = now
+        if rng.random() < 0.9:
+            evil._packet_number += rng.choice([0, 0, 0, 1, 2])
+            source = ("192.0.2.9", 2000) if seed % 2 and turn == 100 else None
+            send(some_frame(rng, ours) + some_frame(rng, ours), source=source)
+        if rng.random() < 0.3:
+            ours.send_stream_data(3 + 4 * rng.randrange(3), bytes(rng.randrange(1, 20_000)))
+        ours.datagrams_to_send(now)
+        fired = 0
+        while (due := ours.get_timer()) < now + 0.001:
+            now = max(now, due) + 1e-6
+            ours.handle_timer(now)
+            ours.datagrams_to_send(now)
+            fired += 1
+            assert fired < 20
+    assert not ours.ended
 
 
 def test_b26_gapped_packets_leave_a_bounded_table():
