@@ -100,9 +100,9 @@ RELIES_ON: tuple[tuple[type, str], ...] = (
             "_handle_ack_frame",
             "_handle_connection_close_frame",
             "_handle_crypto_frame",
-            "_handle_stream_frame",
             "_on_connection_limit_delivery",
             "_on_max_stream_data_delivery",
+            "_get_or_create_stream",
             "_get_or_create_stream_for_send",
             "_idle_timeout",
             "_parse_transport_parameters",
@@ -754,14 +754,15 @@ class AioquicEngine(quic.QuicConnection):
         self.tls.level = context.epoch
         super()._handle_crypto_frame(context, frame_type, buf)
 
-    def _handle_stream_frame(self, context: Any, frame_type: int, buf: Buffer) -> None:
-        # Single bytes with holes between them cost quadratic time.
-        at = buf.tell()
-        stream = self._streams.get(buf.pull_uint_var())
-        buf.seek(at)
-        if stream is not None and len(stream.receiver._ranges) > STREAM_RUNS_MAX:
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> Any:
+        # Each frame that names a stream passes here.
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return super()._get_or_create_stream(frame_type, stream_id)
+        if len(stream.receiver._ranges) > STREAM_RUNS_MAX:
+            # Single bytes with holes between them cost quadratic time.
             raise _Refusal(quic.QuicErrorCode.INTERNAL_ERROR, "too many holes", frame_type)
-        super()._handle_stream_frame(context, frame_type, buf)
+        return stream
 
     def _handle_ack_frame(self, context: Any, frame_type: int, buf: Buffer) -> None:
         # The largest acknowledged comes first (RFC 9000, section 19.3). One that was never sent
