@@ -39,7 +39,7 @@ from plumtree_quic.errors import (
 )
 from plumtree_quic.ids import MessageId, NodeId
 from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
-from plumtree_quic.net.engine import self_test
+from plumtree_quic.net.selftest import self_test
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.proto.effects import (
     Effect,

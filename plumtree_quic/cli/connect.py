@@ -18,9 +18,9 @@ from plumtree_quic.errors import ConfigError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import Record
 from plumtree_quic.net.endpoint import Endpoint
-from plumtree_quic.net.engine import self_test
 from plumtree_quic.net.events import DialFailed, LinkUp
 from plumtree_quic.net.link import CloseCode, Link
+from plumtree_quic.net.selftest import self_test
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.security.credentials import Credentials, QuicConfig

@@ -1,11 +1,13 @@
-"""The power-on self-test: handshakes in memory, one good and four bad. Run by engine.self_test.
+"""The power-on self-test: handshakes in memory, one good and four bad, once a process.
 
 Makes a throw-away CA; nothing touches a disk or a socket.
 """
 
 import datetime
+import sys
 from collections.abc import Callable
 
+import aioquic
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
@@ -22,11 +24,43 @@ from plumtree_quic.net import engine
 from plumtree_quic.net.tls import ALPN
 from plumtree_quic.security.credentials import Credentials
 
-__all__ = ["run"]
+__all__ = ["run", "self_test"]
 
 _DIALLER, _ACCEPTOR = ("192.0.2.1", 1), ("192.0.2.2", 2)
 _DOMAIN = "selftest"
 _ROUNDS_MAX = 20
+
+
+_tested = False
+
+
+def self_test() -> None:
+    """Prove, once a process, that this aioquic really authenticates; refuse to start if not.
+
+    In memory: one good handshake must connect; no certificate, a stranger's CA, an expired
+    certificate and the wrong identity must each be refused by both roles' check.
+
+    Raises:
+        ConfigError: Python runs with -O, or a bad handshake connected, or the good one did not.
+    """
+    global _tested
+    if _tested:
+        return
+    if sys.flags.optimize:
+        raise ConfigError("plumtree-quic does not run under python -O: it would lose its checks")
+    _check_version(aioquic.__version__)
+    run()
+    _tested = True
+
+
+def _check_version(version: str) -> None:
+    """Private names are checked against one minor version only (pyproject.toml has the range)."""
+    major, minor, patch = (int(each) for each in [*version.split("."), "0", "0"][:3])
+    if not (1, 7, 2) <= (major, minor, patch) < (1, 8):
+        raise ConfigError(
+            f"aioquic {version} is installed; plumtree-quic needs at least 1.7.2 and below 1.8: "
+            "pip install 'aioquic>=1.7.2,<1.8'"
+        )
 
 
 def run() -> None:

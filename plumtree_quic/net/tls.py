@@ -4,7 +4,7 @@ aioquic asks a client for its certificate "for test purposes only" and believes 
 This subclass is put in place of its context on every connection, dialled or accepted, and runs
 the ordered check of security/identity.py before the handshake may finish. No sockets, no QUIC
 packets here. Private names of aioquic 1.7.2 that it relies on are listed in `RELIES_ON`; a test
-fails when one of them moves, and `engine.self_test` refuses to start when one stops working.
+fails when one of them moves, and `selftest.self_test` refuses to start when one stops working.
 """
 
 import datetime

@@ -6,6 +6,7 @@ an endpoint can show are tested with those; `ELSEWHERE` says where the others ar
 
 import logging
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -243,6 +244,17 @@ def test_b17_a_hole_in_the_handshake_is_refused_before_anything_is_allocated(off
     assert len(acceptor._crypto_streams[tls.Epoch.INITIAL].receiver._buffer) == 0
 
 
+def test_x06_a_handshake_of_single_bytes_with_holes_is_refused():
+    acceptor, send = initials_of_a_stranger()
+    for first in range(1, 16_384, 300):
+        send(b"".join(crypto_frame(b"x", offset) for offset in range(first, first + 300, 2)))
+        if acceptor.ended:
+            break
+    assert acceptor.close_event.error_code == CRYPTO_BUFFER
+    runs = acceptor._crypto_streams[tls.Epoch.INITIAL].receiver._ranges
+    assert len(runs) <= engine.CRYPTO_RUNS_MAX + 1
+
+
 @pytest.mark.parametrize("claimed", [33 * 1024, 1 << 20, (1 << 24) - 1])
 def test_b18_a_handshake_message_that_claims_too_much_ends_at_its_header(claimed):
     acceptor, send = initials_of_a_stranger()
@@ -315,6 +327,24 @@ def test_b24_holes_never_raise_a_window():
     assert outcome.ours._local_max_data.value == 1024 * 1024
 
 
+def test_b24_single_bytes_with_holes_end_the_connection_before_they_cost_much():
+    outcome, send = evil_link()
+    for first in range(1, 250_000, 400):
+        send(b"".join(stream_frame(2, b"x", offset) for offset in range(first, first + 400, 2)))
+        if outcome.ours.ended:
+            break
+    assert outcome.ours.close_event.reason_phrase == "too many holes"
+    runs = outcome.ours._streams[2].receiver._ranges
+    assert len(runs) <= engine.STREAM_RUNS_MAX + 1
+
+
+def test_b24_a_window_of_which_every_second_packet_came_is_no_offence():
+    outcome, send = evil_link()
+    for offset in range(1_200, 256 * 1024 - 1_200, 2_400):
+        send(stream_frame(2, bytes(1_200), offset))
+    assert not outcome.ours.ended
+
+
 def test_b24_consumption_raises_windows_by_what_was_consumed():
     pair = good_pair()
     sent = 0
@@ -351,6 +381,50 @@ def test_b25_opened_and_closed_streams_earn_no_new_ones():
     assert outcome.ours.close_event.error_code == STREAM_LIMIT
 
 
+def some_frame(rng, ours):
+    """A frame that a member may send now and then; none of them ends the connection."""
+    last = ours._packet_number - 1
+    return rng.choice(
+        [
+            b"\x00" * 20,
+            b"\x01",
+            b"\x10" + encode_uint_var(1 << rng.randrange(30)),
+            b"\x1a" + rng.randbytes(8),
+            ack_frame(last, first=rng.randrange(min(last, 4))),
+            ack_frame(last - rng.randrange(min(last, 8))),
+            datagram_frame(rng.randbytes(20)),
+            stream_frame(
+                rng.choice([2, 6]), rng.randbytes(rng.randrange(900)), rng.randrange(3000)
+            ),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_b03_no_timer_of_ours_fires_without_end_whatever_a_member_sends(seed):
+    rng = random.Random(seed)
+    outcome, send = evil_link()
+    ours, evil, now = outcome.ours, outcome.evil, outcome.pair.now
+    for turn in range(200):
+        now += rng.choice([0.0001, 0.002, 0.02, 0.2])
+        outcome.pair.now = now
+        if rng.random() < 0.9:
+            evil._packet_number += rng.choice([0, 0, 0, 1, 2])
+            source = ("192.0.2.9", 2000) if seed % 2 and turn == 100 else None
+            send(some_frame(rng, ours) + some_frame(rng, ours), source=source)
+        if rng.random() < 0.3:
+            ours.send_stream_data(3 + 4 * rng.randrange(3), bytes(rng.randrange(1, 20_000)))
+        ours.datagrams_to_send(now)
+        fired = 0
+        while (due := ours.get_timer()) < now + 0.001:
+            now = max(now, due) + 1e-6
+            ours.handle_timer(now)
+            ours.datagrams_to_send(now)
+            fired += 1
+            assert fired < 20
+    assert not ours.ended
+
+
 def test_b26_gapped_packets_leave_a_bounded_table():
     outcome, send = evil_link()
     first = outcome.evil.last_number + 1
@@ -359,6 +433,24 @@ def test_b26_gapped_packets_leave_a_bounded_table():
         if number % 100 == 0:
             outcome.ours.datagrams_to_send(outcome.pair.now)
     assert len(outcome.ours._spaces[tls.Epoch.ONE_RTT].ack_queue) <= engine.ACK_RANGES_MAX
+
+
+def test_b26_an_ack_of_more_ranges_than_we_ever_make_ends_the_connection():
+    outcome, send = evil_link()
+    pair = outcome.pair
+    for _ in range(2 * engine.ACK_RANGES_MAX + 8):
+        outcome.ours.ping(0)
+        pair.step(2)
+    last = outcome.ours._packet_number - 1
+
+    def alternate(ranges):
+        return b"\x02" + b"".join(map(encode_uint_var, (last, 0, ranges, 0))) + b"\0\0" * ranges
+
+    assert last > 2 * engine.ACK_RANGES_MAX + 2
+    send(alternate(engine.ACK_RANGES_MAX))
+    assert not outcome.ours.ended
+    send(alternate(engine.ACK_RANGES_MAX + 1))
+    assert outcome.ours.close_event.reason_phrase == "too many ack ranges"
 
 
 def test_b27_a_peer_that_never_acknowledges_is_dropped_before_our_table_is_large():
@@ -430,6 +522,18 @@ def test_b29_one_move_is_fine_and_forged_packets_spend_no_ones_budget():
     outcome.pair.step()
     assert not outcome.ours.ended
     assert outcome.ours.get_peer_address() == ("192.0.2.1", 7000)
+
+
+def test_b29_no_size_probe_goes_to_an_address_that_is_not_proved():
+    outcome, send = evil_link()
+    ours, now = outcome.ours, outcome.pair.now
+    send(b"\x01", source=("198.51.100.7", 9))
+    assert ours.get_peer_address() == ("198.51.100.7", 9)
+    ours.probe_packet_size(1_452, 1)
+    assert max(len(data) for data, _ in ours.datagrams_to_send(now)) <= 1_200
+    send(b"\x01")
+    assert ours.get_peer_address() == DIALLER
+    assert 1_452 in [len(data) for data, _ in ours.datagrams_to_send(now)]
 
 
 def test_b30_connection_ids_that_come_and_go_leave_no_trace():

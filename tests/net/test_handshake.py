@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 
 from plumtree_quic.errors import ConfigError
 from plumtree_quic.ids import NodeId
-from plumtree_quic.net import engine
+from plumtree_quic.net import engine, selftest
 from plumtree_quic.net.engine import EngineSettings
 from plumtree_quic.net.tls import MutualTlsContext
 from plumtree_quic.security.identity import (
@@ -89,39 +89,39 @@ def test_a_peer_is_known_only_when_the_handshake_is_complete():
 
 
 def test_h01_self_test_passes_and_runs_once_a_process(monkeypatch):
-    monkeypatch.setattr(engine, "_tested", False)
-    engine.self_test()
+    monkeypatch.setattr(selftest, "_tested", False)
+    selftest.self_test()
     monkeypatch.setattr("plumtree_quic.net.selftest.run", lambda: pytest.fail("ran twice"))
-    engine.self_test()
+    selftest.self_test()
 
 
 @pytest.mark.parametrize("check", ["check_chain", "check_meant"])
 def test_h01_self_test_refuses_to_start_when_a_check_does_nothing(check, monkeypatch):
     monkeypatch.setattr(f"plumtree_quic.net.tls.{check}", lambda *args: None)
-    monkeypatch.setattr(engine, "_tested", False)
+    monkeypatch.setattr(selftest, "_tested", False)
     with pytest.raises(ConfigError, match=r"self-test.* ACCEPTED"):
-        engine.self_test()
-    assert not engine._tested
+        selftest.self_test()
+    assert not selftest._tested
 
 
 @pytest.mark.parametrize("hook", ["_judge", "_check_certificate_verify_signature"])
 def test_h01_self_test_refuses_to_start_when_a_hook_is_not_called(hook, monkeypatch):
     monkeypatch.setattr(MutualTlsContext, hook, lambda *args: None)
-    monkeypatch.setattr(engine, "_tested", False)
+    monkeypatch.setattr(selftest, "_tested", False)
     with pytest.raises(ConfigError, match="self-test"):
-        engine.self_test()
+        selftest.self_test()
 
 
 @pytest.mark.parametrize("version", ["1.3.0", "1.7.1", "1.8.0", "2.0"])
 def test_h01_another_aioquic_is_refused(version, monkeypatch):
-    monkeypatch.setattr(engine, "_tested", False)
+    monkeypatch.setattr(selftest, "_tested", False)
     monkeypatch.setattr("aioquic.__version__", version)
     with pytest.raises(ConfigError, match=r"aioquic .* is installed"):
-        engine.self_test()
+        selftest.self_test()
 
 
 def test_h01_python_without_assertions_is_refused():
-    code = "from plumtree_quic.net import engine; engine.self_test()"
+    code = "from plumtree_quic.net import selftest; selftest.self_test()"
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("plumtree_quic.errors.ConfigError")
