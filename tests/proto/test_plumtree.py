@@ -1252,3 +1252,34 @@ def test_two_cores_with_one_seed_do_the_same():
         return repr(out)
 
     assert run() == run()
+
+
+# --- peers above their limits ---------------------------------------------------------------------
+
+
+def test_a_demoted_peer_is_no_parent_and_another_takes_its_place_at_once():
+    me = up(3)
+    me.receive(P[0], gossip(1), 0.0)
+    assert me.parent(ORIGIN) == P[0]
+    effects = me.demote(P[0], 1.0)
+    assert me.parent(ORIGIN) in P[1:3]
+    assert [each.peer for each in effects if isinstance(each, PruneSent)] == [P[0]]
+    assert [each.peer for each in effects if isinstance(each, GraftSent)] == [me.parent(ORIGIN)]
+
+
+def test_what_a_demoted_peer_pushes_is_delivered_and_pruned_each_time():
+    me = up(3)
+    me.demote(P[0], 0.0)
+    for first in (1, 2, 3, 4):
+        effects = me.receive(P[0], gossip(first), float(first))
+        assert delivered(effects) == [first]
+        assert me.parent(ORIGIN) is None
+        assert [each.peer for each in effects if isinstance(each, PruneSent)] == [P[0]]
+
+
+def test_a_demoted_peer_is_asked_last():
+    me = up(3)
+    me.demote(P[1], 0.0)
+    me.receive(P[1], ihave(1), 0.0)
+    me.receive(P[2], ihave(1), 0.1)
+    assert [peer for peer, _, _ in grafts(me.advance(5.0))] == [P[2]]
