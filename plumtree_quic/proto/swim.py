@@ -75,7 +75,7 @@ VOTES_MAX = 8
 LATE_S = 0.05
 
 ROWS_PER_FRAME_MAX = 1_500
-FACTS_BYTES_MAX = 60_000
+FACTS_BYTES_MAX = 30_000
 RECORDS_BYTES_MAX = 60_000
 RECORDS_PER_FRAME_MAX = 128
 RECORDS_PER_REQUEST_MAX = 256
@@ -1055,7 +1055,7 @@ def _fact_id(fact: Fact) -> _FactId:
 
 
 def _pages(facts: Iterable[Fact]) -> list[tuple[Fact, ...]]:
-    """Facts in frames of at most 60,000 bytes."""
+    """Facts in frames of at most 30,000 bytes: the control lane takes no larger ones."""
     pages: list[tuple[Fact, ...]] = []
     page: list[Fact] = []
     size = 0

@@ -47,7 +47,7 @@ WAITING_BYTES_MAX = 1 << 20
 WAITING_S = 2.0
 # What one frame may ask for, and be answered with (docs/wire.md).
 WANTED_MAX = 64
-CERTIFICATES_BYTES_MAX = 61_440
+CERTIFICATES_BYTES_MAX = 30_720
 # A key that was asked of a link is not asked of it again for so long.
 ASK_AGAIN_S = 2.0
 # Facts that were verified lately: each comes over many links. 8 per member of a large cluster

@@ -15,6 +15,8 @@ from plumtree_quic.messages import (
     Lane,
     Records,
 )
+from plumtree_quic.net import framing
+from plumtree_quic.proto import plumtree, swim
 from plumtree_quic.security import gate
 from tests.rigs.wire_examples import ALIVE, BUNDLE, EPOCH, KEY_A, KEY_B, RECORD, frames, read
 
@@ -292,3 +294,15 @@ def test_what_is_signed_is_what_the_signer_was_given(thing):
 def test_the_gate_asks_and_answers_within_the_wires_limits():
     assert gate.WANTED_MAX == wire.CERTIFICATES_WANTED_MAX
     assert gate.CERTIFICATES_BYTES_MAX == wire.CERTIFICATES_FRAME_BYTES_MAX
+
+
+def test_what_a_node_writes_in_one_frame_is_within_what_the_lane_takes():
+    """A frame above its lane's limit costs the link: a page of facts once was."""
+    control, sync = framing.FRAME_BYTES_MAX_OF[Lane.CONTROL], framing.FRAME_BYTES_MAX_OF[Lane.SYNC]
+    assert control > swim.FACTS_BYTES_MAX + wire.FACT_BYTES_MAX
+    assert control > wire.CERTIFICATES_FRAME_BYTES_MAX
+    assert 2 * wire.RECORD_BYTES_MAX < wire.HELLO_BYTES_MAX < control
+    assert swim.RECORDS_BYTES_MAX < wire.RECORDS_FRAME_BYTES_MAX < sync
+    assert sync > plumtree.DIGEST_BYTES_MAX
+    row_bytes = 16 + 9 + 9 + 3
+    assert swim.ROWS_PER_FRAME_MAX * row_bytes + 300 < sync
