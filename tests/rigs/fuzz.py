@@ -24,11 +24,11 @@ def hostile_frames(seed: int) -> Iterator[bytes]:
             continue
         body = bytearray(rng.choice(seeds))
         for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-            _damage(rng, body, seeds)
+            damage(rng, body, seeds)
         yield bytes(body)
 
 
-def _damage(rng: random.Random, body: bytearray, seeds: list[bytes]) -> None:
+def damage(rng: random.Random, body: bytearray, seeds: list[bytes]) -> None:
     at = rng.randrange(len(body) + 1)
     match rng.randrange(7):
         case 0 if body:

@@ -1,0 +1,1 @@
+"""Fuzz targets, their corpus, and the run with atheris (scripts/soak fuzz)."""
