@@ -167,6 +167,8 @@ class Endpoint:
         self._per_address: dict[str, int] = {}
         self._pairs: dict[NodeId, _Pair] = {}
         self._wants: dict[NodeId, _Wanted] = {}
+        # No wanted peer is to be dialled before; None while none waits for its dial.
+        self._dial_at: float | None = None
         self._touched: dict[Link, None] = {}
         self._fed: dict[Link, None] = {}
         self._fed_at = 0.0
@@ -228,13 +230,14 @@ class Endpoint:
         if wanted is not None:
             wanted.addresses = tuple(addresses)
             return
-        wanted = self._wants[peer] = _Wanted(tuple(addresses), next_dial_at=now)
+        wanted = self._wants[peer] = _Wanted(tuple(addresses))
         pair = self._pairs.get(peer)
         if pair is not None:
             self._tell_wanted(pair.up, True)
-        elif self._me > peer:
+        else:
             # Both ends learn of each other at once; the smaller one dials first.
-            wanted.next_dial_at = now + self._rng.uniform(0.05, 0.15)
+            wait_s = self._rng.uniform(0.05, 0.15) if self._me > peer else 0.0
+            self._dial_later(wanted, now + wait_s)
 
     def unwant(self, peer: NodeId, now: float) -> None:
         """The overlay needs no link to `peer`; it is closed when the peer needs it neither."""
@@ -345,6 +348,7 @@ class Endpoint:
         """Close every link and accept no more; `closed` tells when it is out."""
         self._closing = True
         self._wants.clear()
+        self._dial_at = None
         for link in tuple(self._links):
             link.close(code, reason, now)
             self._touched[link] = None
@@ -527,11 +531,8 @@ class Endpoint:
                 break
             heapq.heappop(self._timers)
         deadline = self._timers[0][0] if self._timers else None
-        for peer, wanted in self._wants.items():
-            if wanted.dialling is not None or peer in self._pairs:
-                continue
-            if deadline is None or wanted.next_dial_at < deadline:
-                deadline = wanted.next_dial_at
+        if self._dial_at is not None and (deadline is None or self._dial_at < deadline):
+            deadline = self._dial_at
         rotation = self._rotation.next_deadline()
         if rotation is not None and (deadline is None or rotation < deadline):
             deadline = rotation
@@ -552,12 +553,30 @@ class Endpoint:
                 self._hard_drop(link, now)
                 continue
             self._take(link, now)
-        for peer, wanted in tuple(self._wants.items()):
-            if wanted.dialling is None and peer not in self._pairs and wanted.next_dial_at <= now:
-                address = wanted.addresses[wanted.failures % len(wanted.addresses)]
-                wanted.dialling = self.dial(address, peer, now)
+        if self._dial_at is not None and self._dial_at <= now:
+            self._fire_dials(now)
         if self._rotation and not self._closing:
             self._fire_rotation(now)
+
+    def _fire_dials(self, now: float) -> None:
+        """Dial the wanted peers whose turn it is, and note when the next one's comes."""
+        following = None
+        for peer, wanted in self._wants.items():
+            if wanted.dialling is not None or peer in self._pairs:
+                # When that ends, whoever ends it says when to dial.
+                continue
+            if wanted.next_dial_at <= now:
+                address = wanted.addresses[wanted.failures % len(wanted.addresses)]
+                wanted.dialling = self.dial(address, peer, now)
+            elif following is None or wanted.next_dial_at < following:
+                following = wanted.next_dial_at
+        # Last: a dial that raised is tried again.
+        self._dial_at = following
+
+    def _dial_later(self, wanted: _Wanted, at: float) -> None:
+        wanted.next_dial_at = at
+        if self._dial_at is None or at < self._dial_at:
+            self._dial_at = at
 
     def _arm(self, link: Link) -> None:
         due = link.next_deadline()
@@ -837,7 +856,7 @@ class Endpoint:
             else:
                 wanted.failures = 0
                 wait = self._rng.uniform(*FIRST_REDIAL_S)
-            wanted.next_dial_at = self._redial_at(link.peer, wait, now)
+            self._dial_later(wanted, self._redial_at(link.peer, wait, now))
 
     def _back_off(self, wanted: _Wanted) -> float:
         """The next wait after a failure: exponential, full jitter, never quite nothing."""
@@ -871,7 +890,7 @@ class Endpoint:
         wait = self._back_off(wanted)
         if link.alert in _OUR_FAULT_ALERTS:
             wait = max(wait, self._settings.refused_floor_s)
-        wanted.next_dial_at = self._redial_at(link.expected, wait, now)
+        self._dial_later(wanted, self._redial_at(link.expected, wait, now))
 
     def _explain(self, link: Link) -> PlumtreeError:
         where = _show(link.address)

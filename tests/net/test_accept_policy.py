@@ -7,6 +7,7 @@ most one reply a packet.
 
 import os
 
+import attrs
 import pytest
 
 from plumtree_quic.net.retry import TOKEN_LIFE_S
@@ -51,7 +52,7 @@ def asked_to_retry(net, target):
 def refused(net, target):
     cid, token = proved(net, target, STRANGER)
     stranger = Stranger(net, target, token=token, cid=cid)
-    target.endpoint._limit_hit = lambda address, now: "links"
+    target.endpoint._settings = attrs.evolve(target.settings, links_max=0)
     return stranger, 0
 
 
@@ -131,7 +132,7 @@ def test_h27_a_token_that_met_a_limit_is_not_spent(live):
     net, _, b = live
     stranger, _ = refused(net, b)
     stranger.give(stranger.first)
-    del b.endpoint._limit_hit
+    b.endpoint._settings = b.settings
     accepted_before = b.endpoint.counters.accepted
     stranger.give(stranger.packet(1))
     assert b.endpoint.counters.accepted == accepted_before + 1
@@ -151,6 +152,39 @@ def test_one_address_holds_at_most_half_of_the_half_open_connections():
     c.dial(b)
     net.run(0.5)
     assert len(c.ups) == 1
+
+
+def test_64_nodes_of_one_host_that_join_at_the_same_moment_are_all_let_in():
+    """Whoever meets the half sends its Initial again, and by then others have greeted."""
+    net = Net(3)
+    target = net.node("b", settings=NetSettings())
+    crowd = []
+    for number in range(64):
+        node = net.node(f"n{number}")
+        del net.nodes[node.address]
+        node.address = ("198.51.100.7", 1000 + number)
+        net.nodes[node.address] = node
+        crowd.append(node)
+    for node in crowd:
+        node.endpoint.dial(target.address, target.id, net.now)
+    for node in crowd:
+        node.pump()
+    net.run(target.settings.handshake_s)
+    assert target.endpoint.counters.over_budget > 0
+    assert [len(node.ups) for node in crowd] == [1] * 64
+    assert [node.failures for node in crowd] == [[]] * 64
+
+
+def test_h27_a_node_that_is_closing_answers_nobody():
+    net = Net(7)
+    b = net.node("b")
+    cid, token = proved(net, b, STRANGER)
+    b.endpoint.close(net.now, 0, "bye")
+    before = b.tables()
+    for stranger in (Stranger(net, b), Stranger(net, b, token=token, cid=cid)):
+        assert stranger.give(stranger.first) == 0
+    assert b.tables() == before
+    assert b.endpoint.counters.hard_dropped == 0
 
 
 def test_on_loopback_where_all_have_one_address_that_half_is_not_asked():

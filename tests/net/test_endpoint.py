@@ -7,6 +7,7 @@ import attrs
 import pytest
 
 from plumtree_quic.errors import IdentityError, LinkError
+from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import Facts
 from plumtree_quic.net import endpoint as endpoints
 from plumtree_quic.net.events import LinkDown, LinkUp
@@ -236,6 +237,62 @@ def test_want_without_an_address_waits_for_one():
     a.endpoint.want(b.id, [], net.now)
     assert a.endpoint.next_deadline() is None
     a.want(b)
+    net.run(0.5)
+    assert len(a.ups) == 1
+
+
+def test_what_is_asked_each_turn_costs_the_same_with_many_wanted_peers():
+    class Untouched(dict):
+        def __iter__(self):
+            raise AssertionError("every wanted peer was looked at")
+
+        items = keys = values = __iter__
+
+    net = Net()
+    a, b = net.linked()
+    for number in range(100):
+        peer = NodeId(f"spiffe://test/node/{number}")
+        a.endpoint.want(peer, [("192.0.2.99", 1)], net.now + 1.0 + number)
+    a.endpoint._wants = Untouched(a.endpoint._wants)
+    for _ in range(3):
+        a.endpoint.next_deadline()
+        a.endpoint.advance(net.now)
+    assert alive(net, a, b)
+
+
+def test_each_wanted_peer_is_dialled_when_its_own_turn_comes():
+    net = Net()
+    a = net.node("a")
+    dials = dials_of(net, a)
+    turns = [3.0, 1.0, 2.0, 2.0]
+    for number, wait_s in enumerate(turns):
+        peer = NodeId(f"spiffe://test/node/z{number}")
+        a.endpoint.want(peer, [("192.0.2.99", number)], START + wait_s)
+    a.pump()
+    net.run(3.5)
+    assert [(round(at - START, 3), address[1]) for at, address in dials] == [
+        (1.0, 1),
+        (2.0, 2),
+        (2.0, 3),
+        (3.0, 0),
+    ]
+
+
+def test_a_dial_that_raised_is_tried_again():
+    net = Net()
+    a, b = net.pair()
+    a.endpoint.want(b.id, [b.address], net.now)
+    dial = a.endpoint.dial
+
+    def raising(address, peer, now):
+        raise OSError("no credentials")
+
+    a.endpoint.dial = raising
+    with pytest.raises(OSError, match="no credentials"):
+        a.endpoint.advance(net.now)
+    assert a.endpoint.next_deadline() <= net.now
+    a.endpoint.dial = dial
+    a.pump()
     net.run(0.5)
     assert len(a.ups) == 1
 

@@ -106,6 +106,14 @@ def check_story(node):
     assert {link.peer: link for link in node.endpoint.links()} == now
 
 
+def check_dials(node):
+    """Nobody who waits to be dialled is overslept."""
+    endpoint = node.endpoint
+    for peer, wanted in endpoint._wants.items():
+        if wanted.dialling is None and peer not in endpoint._pairs:
+            assert endpoint.next_deadline() <= wanted.next_dial_at
+
+
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_l1_after_a_storm_every_pair_has_one_link_and_nothing_is_left_behind(chunk):
     for seed in range(chunk, SEEDS, CHUNKS):
@@ -114,6 +122,7 @@ def test_l1_after_a_storm_every_pair_has_one_link_and_nothing_is_left_behind(chu
             storm.step()
             for node in storm.nodes:
                 check_story(node)
+                check_dials(node)
         storm.calm()
         for node in storm.nodes:
             check_story(node)

@@ -71,6 +71,10 @@ def without(pairs, name):
 
 def value_of(name):
     """A value that the parameter may have."""
+    if name == 0x03:
+        return encode_uint_var(1_500)
+    if name == 0x20:
+        return encode_uint_var(65_535)
     if name in NUMBERS:
         return encode_uint_var(2)
     return {0x0C: b"", 0x0D: bytes(6) + bytes(18) + b"\x04cidc" + bytes(16), 0x02: bytes(16)}.get(
@@ -120,8 +124,14 @@ def test_f03_a_parameter_whose_length_does_not_fit_its_value_is_refused(evil_is,
 @pytest.mark.parametrize("evil_is", ROLES)
 @pytest.mark.parametrize("name", [*ALL, 0x1234], ids=lambda name: ALL.get(name, "unknown"))
 def test_f03_a_parameter_that_is_repeated_is_refused(evil_is, name):
-    pair = (name, value_of(name))
-    refused(meeting(evil_is, lambda pairs: packed([*without(pairs, name), pair, pair])))
+    def repeated(pairs):
+        # The right value where there is one: that it comes twice is all that is wrong.
+        pair = (name, dict(pairs).get(name, value_of(name)))
+        return packed([*without(pairs, name), pair, pair])
+
+    outcome = meeting(evil_is, repeated)
+    refused(outcome)
+    assert outcome.evil.close_reason == "a parameter is repeated"
 
 
 @pytest.mark.parametrize("evil_is", ROLES)
@@ -146,6 +156,62 @@ def test_f03_a_value_of_255_bytes_is_refused(evil_is, name):
 def test_f03_a_dialler_may_not_announce_what_is_the_acceptors(name):
     value = value_of(name)
     refused(meeting("dialler", lambda pairs: packed([*without(pairs, name), (name, value)])))
+
+
+@pytest.mark.parametrize("evil_is", ROLES)
+@pytest.mark.parametrize(
+    ("name", "value", "good"),
+    [
+        (0x03, 1_199, False),
+        (0x03, 1_200, True),
+        (0x08, 2**60 + 1, False),
+        (0x08, 2**60, True),
+        (0x09, 2**60 + 1, False),
+        (0x09, 2**60, True),
+        (0x0A, 21, False),
+        (0x0A, 20, True),
+        (0x0B, 101, False),
+        (0x0B, 100, True),
+        (0x0E, 1, False),
+        (0x0E, 2, True),
+        (0x20, 1_199, False),
+        (0x20, 1_200, True),
+    ],
+)
+def test_f03_a_number_beyond_its_bound_is_refused_and_at_its_bound_is_not(
+    evil_is, name, value, good
+):
+    pair = (name, encode_uint_var(value))
+    outcome = meeting(evil_is, lambda pairs: packed([*without(pairs, name), pair]))
+    if good:
+        outcome.assert_up()
+    else:
+        refused(outcome)
+
+
+@pytest.mark.parametrize(
+    ("evil_is", "name"), [("dialler", 0x0F), ("acceptor", 0x0F), ("acceptor", 0x00)]
+)
+@pytest.mark.parametrize("there", [True, False], ids=["another", "none"])
+def test_f03_a_connection_id_that_is_not_the_one_on_the_wire_is_refused(evil_is, name, there):
+    """Section 7.3: they prove that nobody changed the first packets."""
+    another = [(name, b"somebody")] if there else []
+    refused(meeting(evil_is, lambda pairs: packed([*without(pairs, name), *another])))
+
+
+def test_f03_a_retry_that_never_was_is_refused():
+    refused(meeting("acceptor", lambda pairs: packed([*pairs, (0x10, b"somebody")])))
+
+
+@pytest.mark.parametrize("name", [0x02, 0x0D], ids=ALL.get)
+def test_f03_what_only_an_acceptor_may_announce_is_taken_from_it_and_moves_nobody(name):
+    outcome = meeting(
+        "acceptor", lambda pairs: packed([*without(pairs, name), (name, value_of(name))])
+    )
+    outcome.assert_up()
+    # We dialled an address and stay there (section 9.6 leaves that to the dialler).
+    assert outcome.ours._remote_preferred_address is None
+    assert len(outcome.ours._network_paths) == 1
 
 
 @pytest.mark.parametrize("evil_is", ROLES)
