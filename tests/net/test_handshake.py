@@ -62,6 +62,9 @@ def test_all_supported_keys_connect_in_both_roles(key_type):
     assert (pair.dialler.peer_id, pair.acceptor.peer_id) == (other.node_id, one.node_id)
 
 
+REVOKED = 44
+
+
 def test_the_report_names_every_step_once_and_in_order():
     pair = good_pair()
     dialler = [each.step for each in pair.dialler.report]
@@ -584,6 +587,22 @@ def test_h19_a_cloned_key_is_refused_and_the_reason_says_so(evil_is):
     outcome = meet(clone, evil_is=evil_is, ours=ours)
     outcome.assert_refused(DENIED, step=12)
     assert outcome.ours.failure.reason == OWN_IDENTITY
+
+
+@both
+def test_h18_a_revoked_certificate_is_refused_before_its_identity_is_compared(evil_is):
+    asked = []
+
+    def is_revoked(path, node_id):
+        asked.append(([each.subject.rfc4514_string() for each in path], node_id.name))
+        return node_id.name == "stolen"
+
+    cert = PKI.node("stolen")
+    outcome = meet(cert, evil_is=evil_is, is_revoked=is_revoked, admit=lambda _: False)
+    outcome.assert_refused(REVOKED, step=11)
+    # The whole path is judged, leaf first.
+    assert [(len(path), name) for path, name in asked] == [(2, "stolen")]
+    meet(PKI.node("good"), evil_is=evil_is, is_revoked=is_revoked).assert_up()
 
 
 @both

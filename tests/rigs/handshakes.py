@@ -83,12 +83,14 @@ class Outcome:
         assert [each.step for each in self.ours.report if each.passed][-1] == 13
 
 
-def meet(cert, *, evil_is, ours=None, pair_options=None, admit=None, wall=None, **evil):
+def meet(
+    cert, *, evil_is, ours=None, pair_options=None, admit=None, is_revoked=None, wall=None, **evil
+):
     """Let our side meet an evil one with that certificate.
 
     evil_is: "dialler" or "acceptor". ours: our credentials. Further arguments go to Evil.
     """
-    options = {"admit": admit, "wall": wall}
+    options = {"admit": admit, "is_revoked": is_revoked, "wall": wall}
     if evil_is == "dialler":
         pair = Pair(
             Evil(cert, dials=True, **evil),

@@ -54,8 +54,116 @@ TARGETS |= {
     for name in ("filter", "retry", "budget")
 }
 
+# Files of which only what ALSO lists is taken out: their checks are conditions, not refusals.
+WIRED = {
+    "plumtree_quic/security/gate.py": (
+        "tests/security/test_gate.py",
+        "tests/node/test_policy.py",
+    ),
+    "plumtree_quic/security/policy.py": ("tests/security/test_policy.py",),
+    "plumtree_quic/security/revocation.py": ("tests/security/test_revocation.py",),
+    "plumtree_quic/security/audit.py": ("tests/security/test_audit.py",),
+    "plumtree_quic/security/credentials.py": ("tests/node/test_rotation.py",),
+    "plumtree_quic/net/quota.py": ("tests/net/test_quota.py",),
+    "plumtree_quic/net/link.py": ("tests/node/test_rotation.py",),
+    "plumtree_quic/net/endpoint.py": (
+        "tests/node/test_policy.py",
+        "tests/node/test_signed.py",
+        "tests/node/test_rotation.py",
+        "tests/effects/test_node_effects.py",
+    ),
+    "plumtree_quic/proto/swim.py": ("tests/proto/test_swim.py",),
+    "plumtree_quic/proto/overlay.py": ("tests/proto/test_overlay.py",),
+    "plumtree_quic/proto/plumtree.py": (
+        "tests/proto/test_plumtree.py",
+        "tests/node/test_signed.py",
+    ),
+    "plumtree_quic/driver.py": ("tests/node/test_policy.py", "tests/node/test_quota.py"),
+    "plumtree_quic/node.py": ("tests/node/test_policy.py", "tests/node/test_rotation.py"),
+}
+_GATE = "plumtree_quic/security/gate.py"
+_POLICY = "plumtree_quic/security/policy.py"
+_LISTS = "plumtree_quic/security/revocation.py"
+_QUOTA = "plumtree_quic/net/quota.py"
+_ENDPOINT = "plumtree_quic/net/endpoint.py"
+_SWIM = "plumtree_quic/proto/swim.py"
+_DRIVER = "plumtree_quic/driver.py"
+
 # (file, text, what takes its place): the text must be there exactly once.
 ALSO = (
+    (_GATE, "verdict = self._verifier.check_bundle(bundle, now)", "verdict = Verdict.GOOD"),
+    (_GATE, "verdict = self._verifier.check_fact(fact, now)", "verdict = Verdict.GOOD"),
+    (_GATE, "verdict = self._verifier.check_record(record, now)", "verdict = Verdict.GOOD"),
+    (_GATE, "self._verifier.check_record(hello.record, now)", "Verdict.GOOD"),
+    (_GATE, "if self._seen(bundle) and not self._differs(bundle):", "if self._seen(bundle):"),
+    (_GATE, "yours.node_id != own or ", ""),
+    (_GATE, "len(link.waiting) >= WAITING_MAX or", ""),
+    (_GATE, "or link.waiting_bytes + size > WAITING_BYTES_MAX", ""),
+    (_GATE, "if link.asked.pop(key_id_of(chain[0]), None) is None:", "if False:"),
+    (_GATE, "or link.tokens < 1.0", ""),
+    (_GATE, "if policy is not None and not policy.may_relay(peer):", "if False:"),
+    (_GATE, "and not policy.may_join(record.node_id)", "and False"),
+    (_GATE, "if len(self._facts) > FACTS_REMEMBERED_MAX:", "if False:"),
+    (_GATE, "        self._facts.clear()", "        pass"),
+    (_POLICY, " and not any(rule.concerns(node_id, action, topic) for rule in self.deny)", ""),
+    (_POLICY, "if node_id in self.denied_identities:", "if False:"),
+    (_POLICY, "_spki_sha256(certificate) in self.denied_keys", "False"),
+    (_POLICY, "if not policy.may_join(own) or own in policy.denied_identities:", "if False:"),
+    (_POLICY, "if len(self._answers) >= ANSWERS_MAX:", "if False:"),
+    (_LISTS, "if certificate.serial_number in each.serials:", "if False:"),
+    (_LISTS, "if each.issuer != issuer:", "if False:"),
+    (_LISTS, "if not any(_is_signed_by(crl, each) for each in signers):", "if False:"),
+    (_LISTS, "if due < now]", "if False]"),
+    ("plumtree_quic/security/audit.py", "if len(told) >= PER_MINUTE:", "if False:"),
+    ("plumtree_quic/security/audit.py", "ascii(str(value))[1:-1]", "str(value)"),
+    ("plumtree_quic/security/credentials.py", "if other.node_id != old.node_id:", "if False:"),
+    (_QUOTA, "if not bucket.take(now):", "if False:"),
+    (_QUOTA, "if self._signatures.level <= 0:", "if False:"),
+    (_QUOTA, "if self._announced.level <= 0:", "if False:"),
+    (_QUOTA, "if now - self._since >= CUT_AFTER_S and not self._cut:", "if False:"),
+    (_QUOTA, "if now - self._since >= DEMOTE_AFTER_S and not self._demoted:", "if False:"),
+    (
+        "plumtree_quic/net/link.py",
+        "(self.engine.peer_not_after, self._own_not_after)",
+        "(self.engine.peer_not_after,)",
+    ),
+    (
+        _ENDPOINT,
+        "if self._is_revoked is not None and self._is_revoked(self._path_of(link), peer):",
+        "if False:",
+    ),
+    (_ENDPOINT, "elif self._admit is not None and not self._admit(peer):", "elif False:"),
+    (_ENDPOINT, "if (hello.features ^ self._features) & Feature.UNSIGNED:", "if False:"),
+    (_ENDPOINT, "            if refusal:", "            if False:"),
+    (_ENDPOINT, "elif rotation.is_over(peer, now):", "elif False:"),
+    (_SWIM, "or not self._is_monitor(signer.node_id, row.node_id)", ""),
+    (_SWIM, "if not self._is_monitor(self.table.own.node_id, row.node_id):", "if False:"),
+    (_SWIM, "if fact.incarnation - row.incarnation > INCARNATION_STEP_MAX:", "if False:"),
+    (_SWIM, "fact.signer in row.accusations or ", ""),
+    (_SWIM, "if not link.may_ping(now):", "if False:"),
+    ("plumtree_quic/proto/overlay.py", "if min(apart, len(holders) - apart) <= reach:", "if True:"),
+    (
+        "plumtree_quic/proto/plumtree.py",
+        "if held is not None and not held.bundle.says_the_same(bundle):",
+        "if False:",
+    ),
+    (
+        _DRIVER,
+        "if origin is not None and not self.policy.may_publish(origin, bundle.topics):",
+        "if False:",
+    ),
+    (
+        _DRIVER,
+        "step = quota.charge(message, now) if quota is not None else Step.LOOK",
+        "step = Step.LOOK",
+    ),
+    (
+        _DRIVER,
+        "return self.policy.denies(path, node_id) or revocation.is_revoked(",
+        "return revocation.is_revoked(",
+    ),
+    (_DRIVER, "self._endpoint.judge_links(now)", "pass"),
+    ("plumtree_quic/node.py", "if not driver.policy.may_publish(self.id, (topic,)):", "if False:"),
     (
         "plumtree_quic/security/identity.py",
         '(ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth is missing"),',
@@ -89,13 +197,13 @@ ALSO = (
     ),
     (
         "plumtree_quic/net/engine.py",
-        "value = stream.receiver.starting_offset() + window",
-        "value = stream.receiver.highest_offset + window",
+        "taken = stream.receiver.starting_offset()",
+        "taken = stream.receiver.highest_offset",
     ),
     (
         "plumtree_quic/net/engine.py",
-        "each.receiver.starting_offset() for each",
-        "each.receiver.highest_offset for each",
+        "consumed += taken",
+        "consumed += stream.receiver.highest_offset",
     ),
     (
         "plumtree_quic/net/engine.py",
@@ -168,6 +276,8 @@ def mutations(base, path):
             assert source.count(old) == 1, f"{path} holds {source.count(old)} times: {old}"
             line = source[: source.index(old)].count("\n") + 1
             yield f"{line} {old}", source.replace(old, new)
+    if path not in TARGETS:
+        return
     tree = ast.parse(source)
     for number, (what, _) in enumerate(_edits(tree)):
         changed = copy.deepcopy(tree)
@@ -305,7 +415,7 @@ def work_on(base, options):
     """Mutate the snapshot and tell what was noticed. Returns the exit code."""
     work = [
         (path, what, source, tests)
-        for path, tests in TARGETS.items()
+        for path, tests in (TARGETS | WIRED).items()
         for what, source in mutations(base, path)
         if options.text in f"{path}:{what}"
     ]

@@ -11,6 +11,8 @@ from plumtree_quic.messages import (
     BucketHashes,
     Certificates,
     CertificatesWanted,
+    Digest,
+    DigestRow,
     Facts,
     Gossip,
     Graft,
@@ -397,6 +399,48 @@ def test_nothing_under_a_revoked_key_passes_by_any_lane_whatever_date_it_carries
     assert rig.gate.admit(B, Ping(b"12345678", (fact,)), 0.0).messages == [Ping(b"12345678")]
     assert rig.gate.admit(B, Records((record,), (fact,)), 0.0).messages == [Records(())]
     assert rig.gate.check_hello(ME, rig.hello(record), 0.0)[1] is Verdict.REVOKED
+
+
+# --- policy -------------------------------------------------------------------------------------
+
+
+class Rules:
+    """A policy that keeps somebody out of something."""
+
+    def __init__(self, *, join=(), relay=()):
+        self.join, self.relay = join, relay
+
+    def may_join(self, node_id):
+        return node_id not in self.join
+
+    def may_relay(self, node_id):
+        return node_id not in self.relay
+
+
+def test_the_record_of_who_may_not_join_is_taken_out(rig):
+    rig.gate.use_policy(Rules(join=[C]))
+    good = rig.record(A)
+    out = rig.gate.admit(B, Records((rig.record(C), good)), 0.0)
+    assert out.messages == [Records((good,))]
+    assert [refusal.verdict for refusal in out.refusals] == [Verdict.NOT_ALLOWED]
+    assert out.strikes == 0
+
+
+def test_who_may_not_relay_speaks_for_itself_alone(rig):
+    rig.knows(A, B)
+    rig.gate.use_policy(Rules(relay=[B]))
+    own, other = Gossip(1, rig.bundle(B)), Gossip(2, rig.bundle(A))
+    assert rig.gate.admit(B, own, 0.0).messages == [own]
+    out = rig.gate.admit(B, other, 0.0)
+    assert (out.messages, out.strikes) == ([], 0)
+    assert out.refusals[0].verdict is Verdict.NOT_ALLOWED
+    mine, yours = (Announcement(member_key(node), 1, 1, 1, 0) for node in (B, A))
+    assert rig.gate.admit(B, IHave((mine, yours)), 0.0).messages == [IHave((mine,))]
+    rows = tuple(DigestRow(member_key(node), 1, ((1, 1),)) for node in (A, B))
+    assert rig.gate.admit(B, Digest(rows), 0.0).messages == [Digest(rows[1:])]
+    # Membership is everybody's business.
+    facts = Facts((rig.fact(A),))
+    assert rig.gate.admit(B, facts, 0.0).messages == [facts]
 
 
 # --- a cluster that does not sign ---------------------------------------------------------------
