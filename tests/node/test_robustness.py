@@ -656,7 +656,7 @@ async def test_events_that_happened_before_shutdown_are_still_read(pki):
         waiting = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0)
         for number in range(3):
-            a._security_event("test", {"number": number})
+            a._security_event("limit.hit", {"number": number})
         await a.shutdown()
         got = [await waiting] + [event async for event in events]
         assert [e.detail["number"] for e in got if e.detail.get("kind") == "test"] == [0, 1, 2]

@@ -1,0 +1,240 @@
+"""A member that lies, on real links: what the simulator shows for clusters, shown for the wire.
+
+Three nodes over loopback QUIC, one of them turned: it says what a test wants, signed with the one
+key that it has. The rules and their bounds are those of docs/security.md.
+"""
+
+import asyncio
+import contextlib
+
+import attrs
+import pytest
+
+from plumtree_quic import Delegate, MemberState, Node, PlumtreeConfig, QuicConfig, wire
+from plumtree_quic.ids import NodeId, member_key
+from plumtree_quic.messages import Announcement, Facts, Gossip, IHave, Ping, Records, Repair
+from plumtree_quic.proto.members import INCARNATION_STEP_MAX
+from plumtree_quic.security.signatures import Kind, fact_kind
+from tests.rigs.byzantine import altered
+
+WAIT_S = 20
+ALIVE, SUSPECT, LEFT = MemberState.ALIVE, MemberState.SUSPECT, MemberState.LEFT
+
+
+class Watch(Delegate):
+    def __init__(self):
+        self.events, self.lost = [], []
+
+    def on_security_event(self, kind, fields):
+        self.events.append((kind, dict(fields)))
+
+    def on_member_failed(self, node_id):
+        self.lost.append(node_id)
+
+    def on_member_left(self, node_id):
+        self.lost.append(node_id)
+
+    def refused(self):
+        return [(each["what"], each["reason"]) for kind, each in self.events
+                if kind == "signature.refused"]  # fmt: skip
+
+
+@attrs.define
+class Scene:
+    """a is lied to about b; evil lies."""
+
+    a: Node
+    b: Node
+    evil: Node
+    watch: Watch
+
+    def say(self, *messages):
+        driver = self.evil._driver
+        for message in messages:
+            driver._endpoint.link(self.a.id).send(message)
+        driver._schedule_turn()
+
+    def ping(self, message):
+        driver = self.evil._driver
+        now = asyncio.get_running_loop().time()
+        driver._endpoint.link(self.a.id).send_datagram(message, now + 5)
+        driver._schedule_turn()
+
+    def signed(self, kind, of=None):
+        """Under evil's own key, or pretending that it is that of `of`."""
+        signed = self.evil._driver._signed(kind)
+        if of is not None:
+            signed["key_id"] = of._driver._signer.key_id
+        return signed
+
+    def fact(self, state, *, signer=None, of=None, epoch=None, incarnation=0):
+        signer = signer if signer is not None else self.b
+        return wire.build_fact(
+            subject=member_key(self.b.id),
+            epoch=self.b._driver.epoch if epoch is None else epoch,
+            incarnation=incarnation,
+            state=state,
+            signer=member_key(signer.id),
+            **self.signed(fact_kind(state), of),
+        )
+
+    def record(self, node_id, *, of=None, addresses=("127.0.0.1:1",), incarnation=9):
+        driver = (of or self.evil)._driver
+        return wire.build_record(
+            node_id=node_id,
+            epoch=driver.epoch,
+            incarnation=incarnation,
+            addresses=addresses,
+            valid_until=1 << 47,
+            chain=driver._signer.chain,
+            **self.signed(Kind.RECORD, of),
+        )
+
+    def member(self):
+        return next(each for each in self.a.members() if each.node_id == self.b.id)
+
+
+@pytest.fixture
+async def scene(pki):
+    def node(name, delegate=None):
+        cert = pki.node(name)
+        quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
+        return Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:0", delegate=delegate)
+
+    watch = Watch()
+    async with contextlib.AsyncExitStack() as stack:
+        a, b, evil = nodes = [node("a", watch), node("b"), node("evil")]
+        for each in nodes:
+            await stack.enter_async_context(each)
+        for each in (b, evil):
+            await each.join([a.address])
+        for each in nodes:
+            await each.wait_for_peers(2, timeout=WAIT_S)
+        yield Scene(a, b, evil, watch)
+
+
+async def until(condition):
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def heard(scene):
+    """Everything that was said has been looked at: what follows it on the lane is there."""
+    before = scene.a.stats()["messages_delivered"]
+    await scene.evil.broadcast(b"and that was all")
+    await until(lambda: scene.a.stats()["messages_delivered"] > before)
+    await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("state", [ALIVE, LEFT])
+async def test_nobody_speaks_for_another_on_the_wire(scene, state):
+    scene.say(Facts((scene.fact(state),)))
+    scene.say(Facts((scene.fact(state, of=scene.b),)))
+    await until(lambda: len(scene.watch.refused()) == 2)
+    assert scene.watch.refused() == [
+        ("fact", "not signed by who is said to speak"),
+        ("fact", "not signed by the key that it names"),
+    ]
+    assert scene.member().state is ALIVE
+    assert scene.watch.lost == []
+
+
+async def test_what_is_forged_on_a_probe_is_taken_off_and_the_probe_is_answered(scene):
+    answered = scene.a.stats()["swim_pings_received"]
+    scene.ping(Ping(b"12345678", (scene.fact(LEFT, of=scene.b),)))
+    await until(lambda: scene.watch.refused())
+    await until(lambda: scene.a.stats()["swim_pings_received"] > answered)
+    assert scene.member().state is ALIVE
+
+
+async def test_a_member_that_is_accused_answers_and_stays(scene):
+    scene.say(Facts((scene.fact(SUSPECT, signer=scene.evil),)))
+    await until(lambda: scene.member().incarnation > 0)
+    assert scene.member().state is ALIVE
+    assert scene.watch.lost == []
+
+
+async def test_accusations_in_another_members_name_are_no_votes_on_the_wire(scene):
+    other = scene.a
+    scene.say(Facts((scene.fact(SUSPECT, signer=other, of=other),)))
+    await until(lambda: scene.watch.refused())
+    assert scene.member().state is ALIVE
+    assert scene.member().incarnation == 0
+
+
+async def test_members_and_addresses_cannot_be_invented_on_the_wire(scene):
+    ghost = NodeId.parse("spiffe://test/node/ghost")
+    scene.say(Records((scene.record(ghost), scene.record(scene.b.id))))
+    scene.say(Records((scene.record(scene.b.id, of=scene.b),)))
+    await until(lambda: len(scene.watch.refused()) == 3)
+    assert {each.node_id.name for each in scene.a.members()} == {"a", "b", "evil"}
+    assert scene.member().addresses == (scene.b.address,)
+
+
+async def test_an_old_record_and_an_old_fact_change_nothing(scene):
+    table = scene.evil._driver.core.table
+    row = table.get(member_key(scene.b.id))
+    old = row.record, row.spoken
+    scene.say(Facts((scene.fact(SUSPECT, signer=scene.evil),)))
+    await until(lambda: scene.member().incarnation > 0)
+    newest = scene.member().incarnation
+    scene.say(Records((old[0],), (old[1],)), Facts((old[1],)))
+    await heard(scene)
+    assert scene.member().incarnation == newest
+    # They were true once: telling them again is no offence.
+    assert scene.watch.refused() == []
+    assert scene.a.stats()["strikes"] == 0
+
+
+@pytest.mark.parametrize("carrier", [Gossip, Repair])
+async def test_a_bundle_with_another_body_is_not_delivered_and_the_true_one_is(scene, carrier):
+    read = scene.a.subscribe()
+    true = wire.build_bundle(
+        origin=member_key(scene.b.id),
+        epoch=scene.b._driver.epoch,
+        first=1,
+        messages=[("", b"true")],
+        **scene.b._driver._signed(Kind.BUNDLE),
+    )
+    scene.say(carrier(1, altered(true)))
+    await until(
+        lambda: scene.watch.refused() == [("bundle", "not signed by the key that it names")]
+    )
+    await scene.b.broadcast(b"true")
+    async for message in read:
+        assert (message.origin, message.payload) == (scene.b.id, b"true")
+        break
+
+
+async def test_announcing_what_does_not_exist_is_in_nobodys_way(scene):
+    key, epoch = member_key(scene.b.id), scene.b._driver.epoch
+    scene.say(IHave((Announcement(key, epoch, 1, 900, 0),)))
+    await asyncio.sleep(0.2)
+    read = scene.a.subscribe()
+    for number in range(20):
+        await scene.b.broadcast(b"%d" % number)
+    got = []
+    async with asyncio.timeout(WAIT_S):
+        async for message in read:
+            got.append(int(message.payload))
+            if len(got) == 20:
+                break
+    assert got == list(range(20))
+
+
+async def test_its_own_incarnation_rises_by_a_bounded_step(scene):
+
+    driver = scene.evil._driver
+    high = wire.build_fact(
+        subject=member_key(scene.evil.id),
+        epoch=driver.epoch,
+        incarnation=INCARNATION_STEP_MAX + 1_000,
+        state=ALIVE,
+        signer=member_key(scene.evil.id),
+        **driver._signed(Kind.FACT),
+    )
+    scene.say(Facts((high,)))
+    await heard(scene)
+    row = scene.a._driver.core.table.get(member_key(scene.evil.id))
+    assert row.incarnation <= INCARNATION_STEP_MAX
