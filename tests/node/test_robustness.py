@@ -659,7 +659,7 @@ async def test_events_that_happened_before_shutdown_are_still_read(pki):
             a._security_event("limit.hit", {"number": number})
         await a.shutdown()
         got = [await waiting] + [event async for event in events]
-        assert [e.detail["number"] for e in got if e.detail.get("kind") == "test"] == [0, 1, 2]
+        assert [e.detail["number"] for e in got if e.detail.get("kind") == "limit.hit"] == [0, 1, 2]
 
 
 async def test_nothing_is_delivered_after_shutdown(pki):
