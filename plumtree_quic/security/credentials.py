@@ -80,6 +80,8 @@ class _Files:
     key: bytes = attrs.field(repr=False)
     ca: bytes
     lists: tuple[tuple[str, bytes], ...] = ()
+    lists_problem: str = ""
+    """Why they are those that were read before."""
 
 
 class QuicConfig:
@@ -94,9 +96,13 @@ class QuicConfig:
         key_path: its private key: P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits.
         ca_path: the CA certificates that every node's certificate must chain to; several while
             one CA replaces another.
-        crl_path: certificate revocation lists of the CA: a file, or a directory of them.
-        crl_on_stale: a list past its nextUpdate, or one that cannot be used: "open" goes on with
-            what there is, "closed" refuses everybody below its CA. Either is told.
+        crl_path: certificate revocation lists of the CA, PEM or DER, full ones (no deltas): a
+            file, or a directory of at most 256 (hidden ones aside), 4 MiB each and 16 MiB in all.
+            Those of a CA that is no anchor count for whoever sends its certificate along.
+        crl_on_stale: a list past its nextUpdate, or a file that was never of use: "open" goes on
+            with what there is, "closed" refuses everybody below its CA, or everybody when it
+            cannot be known whose it is. Either is told. A list that was good goes on to count
+            while its file is damaged, until it is stale.
         key_password: of an encrypted key.
         trust_domain: None takes that of the certificate.
         cluster: 1 to 64 bytes, printable; nodes of different cluster names never link.
@@ -131,11 +137,14 @@ class QuicConfig:
     ) -> None:
         if crl_on_stale not in ON_STALE:
             raise ConfigError(f"crl_on_stale is {crl_on_stale!r}; allowed: 'open', 'closed'")
+        if crl_on_stale == "closed" and crl_path is None:
+            raise ConfigError("crl_on_stale is 'closed' without lists; give crl_path, too")
         self._paths = (Path(cert_path), Path(key_path), Path(ca_path))
         self._crl_path = Path(crl_path) if crl_path is not None else None
         self._crl_on_stale = crl_on_stale
         self._key_password = key_password
-        pems, key_mode = self._read_files()
+        lists = tuple(read_lists(self._crl_path)) if self._crl_path is not None else ()
+        pems, key_mode = self._read_files(lists)
         self._load(
             pems=pems,
             names=(os.fspath(cert_path), os.fspath(key_path), os.fspath(ca_path)),
@@ -187,7 +196,7 @@ class QuicConfig:
         """
         if self._paths is None:
             raise ConfigError("these credentials did not come from files; make a new QuicConfig")
-        pems, _ = self._read_files()
+        pems = self._read_again()
         if pems == self._pems:
             return False
         old = self._credentials
@@ -201,6 +210,7 @@ class QuicConfig:
             unwise=(),
             generation=old.generation + 1,
             crl_on_stale=self._crl_on_stale,
+            before=old.revocation,
         )
         if other.node_id != old.node_id:
             raise CredentialsError(
@@ -215,22 +225,31 @@ class QuicConfig:
         if self._paths is None:
             return False
         try:
-            pems: _Files | None = self._read_files()[0]
+            pems: _Files | None = self._read_again()
         except CredentialsError:
             pems = None
         changed = pems != self._looked_at
         self._looked_at = pems
         return changed
 
-    def _read_files(self) -> tuple["_Files", int]:
-        """What the files hold, and the permission bits of the key's."""
+    def _read_files(self, lists: tuple[tuple[str, bytes], ...]) -> tuple["_Files", int]:
+        """What the files hold, beside `lists`, and the permission bits of the key's."""
         assert self._paths is not None
         cert_path, key_path, ca_path = self._paths
         cert, _ = _read(cert_path, "cert_path")
         key, key_mode = _read(key_path, "key_path")
         ca, _ = _read(ca_path, "ca_path")
-        lists = tuple(read_lists(self._crl_path)) if self._crl_path is not None else ()
         return _Files(cert, key, ca, lists), key_mode
+
+    def _read_again(self) -> "_Files":
+        """What the files hold now. Lists that cannot be read keep no certificate from renewal."""
+        lists, problem = self._pems.lists, ""
+        try:
+            if self._crl_path is not None:
+                lists = tuple(read_lists(self._crl_path))
+        except CredentialsError as error:
+            problem = f"{error}; what was there before goes on to count"
+        return attrs.evolve(self._read_files(lists)[0], lists_problem=problem)
 
     def _load(
         self,
@@ -243,6 +262,7 @@ class QuicConfig:
         unwise: tuple[str, ...],
         generation: int = 1,
         crl_on_stale: str = "open",
+        before: Revocation | None = None,
     ) -> None:
         _refuse_optimized()
         _check_cluster(cluster)
@@ -267,6 +287,12 @@ class QuicConfig:
             raise CredentialsError(
                 explain(failed, leaf, chain, anchors, cert_name=cert_name, ca_name=ca_name)
             ) from None
+        revocation = Revocation.load(
+            pems.lists, anchors, intermediates=chain, on_stale=crl_on_stale, before=before
+        )
+        if pems.lists_problem:
+            problems = (*revocation.problems, pems.lists_problem)
+            revocation = attrs.evolve(revocation, problems=problems)
         self._credentials = Credentials(
             leaf=leaf,
             leaf_der=_der(leaf),
@@ -277,7 +303,7 @@ class QuicConfig:
             trust_domain=node_id.trust_domain,
             cluster=cluster,
             generation=generation,
-            revocation=Revocation.load(pems.lists, anchors, on_stale=crl_on_stale),
+            revocation=revocation,
         )
         self._pems = self._looked_at = pems
         self._names = names
