@@ -378,6 +378,7 @@ class Node:
         self._generation = 0
         self._watcher: asyncio.Task[None] | None = None
         self._expiry_told: set[int] = set()
+        self._complaint = ""
         self._conflict: IdentityConflict | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
@@ -481,23 +482,31 @@ class Node:
         logger.info("node %s listens on %s", self.id, self.address, extra={"event": "node.started"})
 
     async def _watch_files(self) -> None:
-        """Look at the files once a second; what is still wrong a second later is told, once."""
-        complaint = ""
+        """Look at the files once a second, as long as the node runs, whatever is in them."""
         while True:
             await asyncio.sleep(CREDENTIALS_EVERY_S)
-            self._tell_expiry()
-            self._take_policy()
-            if not self._quic.changed() and self._quic.credentials.generation == self._generation:
-                if complaint:
-                    self._security_event("credentials.refused", {"reason": complaint})
-                    complaint = ""
-                continue
             try:
-                self._take_credentials()
-                complaint = ""
-            except PlumtreeError as error:
-                # Half of a pair was written, perhaps: the old one counts until both are there.
-                complaint = str(error)
+                self._look_at_files()
+            except Exception:
+                logger.exception(
+                    "looking at the credentials failed; going on", extra={"event": "node.error"}
+                )
+
+    def _look_at_files(self) -> None:
+        """Take what is good there; what is still wrong at the next look is told, once."""
+        self._tell_expiry()
+        self._take_policy()
+        if not self._quic.changed() and self._quic.credentials.generation == self._generation:
+            complaint, self._complaint = self._complaint, ""
+            if complaint:
+                self._security_event("credentials.refused", {"reason": complaint})
+            return
+        try:
+            self._take_credentials()
+            self._complaint = ""
+        except PlumtreeError as error:
+            # Half of a pair was written, perhaps: the old one counts until both are there.
+            self._complaint = str(error)
 
     def reload_credentials(self) -> bool:
         """Take what certificate, key and CA files hold now; True when it is something new.
