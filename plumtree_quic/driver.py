@@ -361,13 +361,24 @@ class Driver:
 
     def use_policy(self, policy: Policy) -> None:
         """Who may join, relay and publish from now on."""
-        now = self._loop.time()
         self.policy = policy
+        self._gate.use_policy(policy)
+        self.judge_again()
+
+    def judge_again(self) -> None:
+        """Whom we trust has changed, by policy, list or date: what is not good any more goes."""
+        now = self._loop.time()
         if self._ring is not None:
             self._ring.judge_again()
-        self._gate.use_policy(policy)
+        self._gate.judge_again()
         self._endpoint.judge_links(now)
         self._schedule_turn()
+
+    def is_revoked(self) -> bool:
+        """Whether our own certificate is revoked or denied, by what we know."""
+        own = self._quic.credentials
+        chain = [x509.load_der_x509_certificate(each) for each in own.chain_der]
+        return self._is_revoked((own.leaf, *chain), own.node_id)
 
     def _is_revoked(self, path: Sequence[x509.Certificate], node_id: NodeId) -> bool:
         revocation = self._quic.credentials.revocation

@@ -378,6 +378,9 @@ class Node:
         self._generation = 0
         self._watcher: asyncio.Task[None] | None = None
         self._expiry_told: set[int] = set()
+        self._stale_told: tuple[str, ...] = ()
+        self._revoked_told = False
+        self._link_generation = 0
         self._complaint = ""
         self._conflict: IdentityConflict | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -476,9 +479,12 @@ class Node:
         self._driver = driver
         self._state = "running"
         self._generation = self._quic.credentials.generation
+        self._link_generation = self._quic.credentials.link_generation
         self._watcher = asyncio.get_running_loop().create_task(self._watch_files())
         for problem in self._quic.credentials.revocation.problems:
             self._security_event("crl.unusable", {"reason": problem})
+        self._tell_stale_lists()
+        self._tell_own_revocation()
         logger.info("node %s listens on %s", self.id, self.address, extra={"event": "node.started"})
 
     async def _watch_files(self) -> None:
@@ -495,6 +501,7 @@ class Node:
     def _look_at_files(self) -> None:
         """Take what is good there; what is still wrong at the next look is told, once."""
         self._tell_expiry()
+        self._tell_stale_lists()
         self._take_policy()
         if not self._quic.changed() and self._quic.credentials.generation == self._generation:
             complaint, self._complaint = self._complaint, ""
@@ -543,7 +550,13 @@ class Node:
         )
         for problem in credentials.revocation.problems:
             self._security_event("crl.unusable", {"reason": problem})
-        self._running().use_credentials()
+        if credentials.link_generation != self._link_generation:
+            self._link_generation = credentials.link_generation
+            self._running().use_credentials()
+        else:
+            self._running().judge_again()
+        self._tell_stale_lists()
+        self._tell_own_revocation()
         return True
 
     def _take_policy(self) -> None:
@@ -567,6 +580,25 @@ class Node:
             return
         self._security_event("policy.changed", {"file": str(self._policy_path)})
         self._running().use_policy(policy)
+        self._tell_own_revocation()
+
+    def _tell_stale_lists(self) -> None:
+        """Lists become stale by themselves; with crl_on_stale="closed" their CAs' nodes go then."""
+        stale = self._quic.credentials.revocation.stale(datetime.datetime.now(datetime.UTC))
+        if stale == self._stale_told:
+            return
+        for sentence in stale:
+            if sentence not in self._stale_told:
+                self._security_event("crl.unusable", {"reason": sentence})
+        self._stale_told = stale
+        self._running().judge_again()
+
+    def _tell_own_revocation(self) -> None:
+        """Others cut us when our own certificate is revoked or denied: said here, once."""
+        is_revoked = self._running().is_revoked()
+        if is_revoked and not self._revoked_told:
+            self._security_event("credentials.revoked", {"node_id": self.id})
+        self._revoked_told = is_revoked
 
     def _tell_expiry(self) -> None:
         not_after = self._quic.credentials.leaf.not_valid_after_utc

@@ -214,7 +214,7 @@ class Endpoint:
             expected=peer,
             wall=self._wall,
             now=now,
-            generation=credentials.generation,
+            generation=credentials.link_generation,
             own_not_after=credentials.leaf.not_valid_after_utc,
         )
         engine.connect(address, now)
@@ -310,7 +310,7 @@ class Endpoint:
             return (leaf, *chain)
 
     def _is_outdated(self, link: Link) -> bool:
-        return link.generation != self._credentials().generation or not self._trusts(link)
+        return link.generation != self._credentials().link_generation or not self._trusts(link)
 
     def _trusts(self, link: Link) -> bool:
         certificates = link.engine.peer_certificates
@@ -434,7 +434,7 @@ class Endpoint:
             expected=None,
             wall=self._wall,
             now=now,
-            generation=credentials.generation,
+            generation=credentials.link_generation,
             own_not_after=credentials.leaf.not_valid_after_utc,
         )
         self.counters.accepted += 1

@@ -2,8 +2,8 @@
 
 Sans-IO. The limits are far above what an honest node sends at its busiest, and far below what one
 peer could keep a core busy with. What is above is not looked at (throttle); who goes on is no
-parent of any tree any more (demote), and then loses its link (cut). Bytes on the lanes are bounded
-by credit already, pings by swim.py, grafts by the graft rate, handshakes by budget.py.
+parent of any tree any more (demote), and then loses its link (cut). What is on its way is bounded
+by credit, pings by swim.py, grafts and announced ids by plumtree.py, handshakes by budget.py.
 """
 
 from enum import Enum
@@ -68,6 +68,9 @@ LIMITS: dict[type, tuple[float, float]] = {
 """(a second, at once) of each kind that a core sees; Hello comes once and Credit is the link's."""
 ANNOUNCED_PER_S = (200_000.0, 1_000_000.0)
 """Announcements in all IHave frames. A guess: 1,000 origins at 200 messages a second."""
+BYTES_PER_S = (256.0 * (1 << 20), 1024.0 * (1 << 20))
+"""Of bundles and direct messages; all other frames are at most 64 KiB and few. Four times what one
+link carries at its best here (benchmarks/link.py)."""
 SIGNATURES_PER_S = (2_000.0, 20_000.0)
 """Signatures and certificates that are checked because this peer brought them. A core checks
 about 10,000 a second (benchmarks/signatures.py); one peer gets a fifth of it for long."""
@@ -89,6 +92,15 @@ class Step(Enum):
     """And close its link. Said once."""
 
 
+def _size(message: Message) -> int:
+    match message:
+        case Gossip(bundle=bundle) | Repair(bundle=bundle):
+            return len(bundle.raw)
+        case Direct():
+            return len(message.payload)
+    return 0
+
+
 @attrs.define
 class PeerQuota:
     """The limits of one link's peer. `now` is monotonic seconds.
@@ -100,6 +112,7 @@ class PeerQuota:
     refused: int = 0
     _buckets: dict[type, TokenBucket] = attrs.field(factory=dict)
     _announced: TokenBucket = attrs.field(factory=lambda: TokenBucket(*ANNOUNCED_PER_S))
+    _bytes: TokenBucket = attrs.field(factory=lambda: TokenBucket(*BYTES_PER_S))
     _signatures: TokenBucket = attrs.field(factory=lambda: TokenBucket(*SIGNATURES_PER_S))
     _in_debt: bool = False
     _since: float | None = None
@@ -118,6 +131,12 @@ class PeerQuota:
             bucket = self._buckets[kind] = TokenBucket(*limit)
         if not bucket.take(now):
             return self._refuse(f"{kind.__name__} frames", now)
+        size = _size(message)
+        if size:
+            self._bytes.refill(now)
+            if self._bytes.level <= 0:
+                return self._refuse("bytes", now)
+            self._bytes.level -= size
         if kind in _SIGNED:
             if self._in_debt:
                 self._signatures.refill(now)

@@ -69,6 +69,9 @@ class Credentials:
     trust_domain: str
     cluster: str
     generation: int
+    """Raised by whatever changes."""
+    link_generation: int = 1
+    """Raised when links must be made anew: by another certificate, key or CA, not by a list."""
     revocation: Revocation = attrs.field(factory=Revocation)
 
 
@@ -82,6 +85,10 @@ class _Files:
     lists: tuple[tuple[str, bytes], ...] = ()
     lists_problem: str = ""
     """Why they are those that were read before."""
+
+    def has_same_keys_as(self, other: "_Files") -> bool:
+        """Whether at most the lists differ."""
+        return (self.cert, self.key, self.ca) == (other.cert, other.key, other.ca)
 
 
 class QuicConfig:
@@ -209,6 +216,7 @@ class QuicConfig:
             cluster=old.cluster,
             unwise=(),
             generation=old.generation + 1,
+            link_generation=old.link_generation + (not pems.has_same_keys_as(self._pems)),
             crl_on_stale=self._crl_on_stale,
             before=old.revocation,
         )
@@ -261,6 +269,7 @@ class QuicConfig:
         cluster: str,
         unwise: tuple[str, ...],
         generation: int = 1,
+        link_generation: int = 1,
         crl_on_stale: str = "open",
         before: Revocation | None = None,
     ) -> None:
@@ -303,6 +312,7 @@ class QuicConfig:
             trust_domain=node_id.trust_domain,
             cluster=cluster,
             generation=generation,
+            link_generation=link_generation,
             revocation=revocation,
         )
         self._pems = self._looked_at = pems

@@ -8,12 +8,15 @@ from plumtree_quic.messages import (
     Announcement,
     BucketHashes,
     Credit,
+    Direct,
+    DirectKind,
     Facts,
     Gossip,
     Hello,
     IHave,
     Ping,
     Prune,
+    Repair,
 )
 from plumtree_quic.net import quota
 from plumtree_quic.net.quota import LIMITS, PeerQuota, Step
@@ -43,7 +46,13 @@ def test_every_message_that_reaches_a_core_has_a_limit():
 @pytest.mark.parametrize("kind", LIMITS, ids=lambda kind: kind.__name__)
 def test_a_burst_and_the_rate_are_looked_at_and_what_is_above_is_not(kind):
     rate, burst = LIMITS[kind]
-    message = {IHave: IHave(()), Gossip: Gossip(1, BUNDLE)}.get(kind) or object.__new__(kind)
+    examples = {
+        IHave: IHave(()),
+        Gossip: Gossip(1, BUNDLE),
+        Repair: Repair(1, BUNDLE),
+        Direct: Direct(DirectKind.MESSAGE, 1, b""),
+    }
+    message = examples.get(kind) or object.__new__(kind)
     made = PeerQuota()
     looked = sum(made.charge(message, 0.0) is Step.LOOK for _ in range(int(burst) + 500))
     assert looked == burst
@@ -83,6 +92,16 @@ def test_announcements_are_counted_as_well_as_their_frames():
     looked = sum(made.charge(many, 0.0) is Step.LOOK for _ in range(1_000))
     assert looked * 4_096 <= quota.ANNOUNCED_PER_S[1] + 4_096
     assert made.above == "announcements"
+
+
+def test_bytes_of_bundles_and_direct_messages_are_bounded_a_second():
+    made = PeerQuota()
+    large = Direct(DirectKind.MESSAGE, 1, bytes(65_536))
+    looked = sum(made.charge(large, 0.0) is Step.LOOK for _ in range(20_000))
+    assert looked * 65_536 <= quota.BYTES_PER_S[1] + 65_536
+    assert made.above == "bytes"
+    looked = sum(made.charge(large, 1.0) is Step.LOOK for _ in range(20_000))
+    assert looked * 65_536 <= quota.BYTES_PER_S[0] + 65_536
 
 
 def test_signature_checks_above_the_limit_have_to_be_earned_before_more_is_looked_at():

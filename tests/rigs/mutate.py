@@ -120,6 +120,7 @@ ALSO = (
     (_QUOTA, "if not bucket.take(now):", "if False:"),
     (_QUOTA, "if self._signatures.level <= 0:", "if False:"),
     (_QUOTA, "if self._announced.level <= 0:", "if False:"),
+    (_QUOTA, "if self._bytes.level <= 0:", "if False:"),
     (_QUOTA, "if now - self._since >= CUT_AFTER_S and not self._cut:", "if False:"),
     (_QUOTA, "if now - self._since >= DEMOTE_AFTER_S and not self._demoted:", "if False:"),
     (
