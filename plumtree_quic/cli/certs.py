@@ -110,14 +110,19 @@ def certs(
     metavar="N",
     help="Until the list wants to be renewed.",
 )
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="[NAME...]", nargs=-1)
 def revoke(out: str, days: int, names: tuple[str, ...]) -> None:
     """Put the certificates of NAME... on DIR/ca.crl, the list of what this CA has revoked.
 
-    A node that is started with --crl DIR/ca.crl looks at it once a second.
+    A node that is started with --crl DIR/ca.crl looks at it once a second: it cuts its links with
+    them, refuses their dials, and takes nothing that is signed under them. Nothing is taken off
+    the list. Revoke DIR/NAME.crt before you issue NAME again with --force, not after.
+
+    The list is to be renewed every --days: with --out alone it is written again, or a first one
+    that revokes nobody. The issuer's key (DIR/ca.key) is needed for it.
     """
     path = DevCa.open(out).revoke(*names, days=days)
-    click.echo(f"{path}: revoked {', '.join(names)}")
+    click.echo(f"{path}: {'revoked ' + ', '.join(names) if names else 'renewed'}")
 
 
 @click.command(no_args_is_help=True)
@@ -144,6 +149,7 @@ def _inspect(path: Path, ca_file: str | None, trust_domain: str | None) -> bool:
     _line("identity", ", ".join(_shown(each) for each in uris) or "none")
     _line("subject", _shown(leaf.subject.rfc4514_string()))
     _line("issuer", _shown(leaf.issuer.rfc4514_string()))
+    _line("serial", f"{leaf.serial_number:x}")
     _line("valid", _validity(leaf))
     _line("key", describe_key(public_key_of(leaf)))
     _line("usages", ", ".join(_usages(leaf)) or "none")

@@ -255,12 +255,24 @@ class DevCa:
         path = self.directory / "ca.crl"
         now = _now()
         entries: dict[int, x509.RevokedCertificate] = {}
+        number = 0
         if os.path.lexists(path):
             pem = _read(path)
             try:
-                entries = {each.serial_number: each for each in x509.load_pem_x509_crl(pem)}
+                former = x509.load_pem_x509_crl(pem)
+                entries = {each.serial_number: each for each in former}
+                numbers = (each.value for each in former.extensions)
+                number = max(
+                    (each.crl_number for each in numbers if isinstance(each, x509.CRLNumber)),
+                    default=0,
+                )
             except ValueError:
                 raise CredentialsError(f"{path} is damaged; remove it to begin a new one") from None
+            if not former.is_signature_valid(self._key.public_key()):
+                raise CredentialsError(
+                    f"{path} is not the list of {self.directory / 'ca.crt'}; move it away to "
+                    "begin a new one"
+                )
         for name in names:
             check_name(name)
             cert_path, _ = self._paths(name)
@@ -270,17 +282,24 @@ class DevCa:
                 cert.verify_directly_issued_by(self.cert)
             except (ValueError, TypeError, InvalidSignature):
                 raise CredentialsError(f"{cert_path} is not a certificate of this CA") from None
-            entries[cert.serial_number] = (
+            entries.setdefault(
+                cert.serial_number,
                 x509.RevokedCertificateBuilder()
                 .serial_number(cert.serial_number)
                 .revocation_date(now)
-                .build()
+                .build(),
             )
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.cert.subject)
             .last_update(now)
             .next_update(now + datetime.timedelta(days=days))
+            # Both are a must (RFC 5280, sections 5.2.1 and 5.2.3).
+            .add_extension(x509.CRLNumber(number + 1), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
         )
         for entry in entries.values():
             builder = builder.add_revoked_certificate(entry)

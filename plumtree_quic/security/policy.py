@@ -23,9 +23,13 @@ A policy file is TOML::
     spki_sha256 = ["..."]     # of its public key: whatever certificate it is in
     identities = ["spiffe://prod/node/stolen"]
 
+    [[deny_certificates.serials]]
+    issuer = "CN=prod CA"     # RFC 4514, as `plumtree-quic certs inspect` shows it
+    serials = ["1f:04:2b"]    # in hex
+
 Whatever no rule allows is refused, and a deny wins over every allow. In patterns ``*`` stands for
-any characters of one segment, ``**`` for any number of segments; segments are separated by ``/``
-in identities and by ``.`` in topics.
+any characters of one segment, or none, ``**`` for one segment or more; segments are separated by
+``/`` in identities and by ``.`` in topics.
 """
 
 import difflib
@@ -38,6 +42,7 @@ from typing import Any
 
 import attrs
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -54,6 +59,8 @@ POLICY_BYTES_MAX = 1 << 20
 ANSWERS_MAX = 65_536
 
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+# At most 20 bytes (RFC 5280, section 4.1.2.2).
+_HEX_SERIAL = re.compile(r"[0-9a-f]{1,40}\Z")
 
 
 @attrs.frozen
@@ -80,6 +87,7 @@ class Policy:
     denied_certificates: frozenset[bytes] = frozenset()
     denied_keys: frozenset[bytes] = frozenset()
     denied_identities: frozenset[str] = frozenset()
+    denied_serials: frozenset[tuple[str, int]] = frozenset()
     name: str = "the default policy"
     _answers: dict[tuple[NodeId, str, str | None], bool] = attrs.field(
         factory=dict, eq=False, repr=False
@@ -100,8 +108,9 @@ class Policy:
         """
         try:
             given = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{name} is not valid TOML: {error}")
+        except (ValueError, RecursionError) as error:
+            # ValueError also of numbers with thousands of digits, RecursionError of lists in lists.
+            raise ConfigError(f"{name} is not valid TOML: {error}") from None
         _check_keys(given, ("allow", "deny", "deny_certificates"), name)
         certificates = given.get("deny_certificates", {})
         if not isinstance(certificates, dict):
@@ -109,7 +118,9 @@ class Policy:
                 f"{name}: deny_certificates is not a table; write [deny_certificates]"
             )
         _check_keys(
-            certificates, ("sha256", "spki_sha256", "identities"), f"{name}: deny_certificates"
+            certificates,
+            ("sha256", "spki_sha256", "identities", "serials"),
+            f"{name}: deny_certificates",
         )
         policy = cls(
             allow=_rules(given.get("allow", []), f"{name}: allow"),
@@ -117,6 +128,9 @@ class Policy:
             denied_certificates=_digests(certificates.get("sha256", []), f"{name}: sha256"),
             denied_keys=_digests(certificates.get("spki_sha256", []), f"{name}: spki_sha256"),
             denied_identities=_identities(certificates.get("identities", []), name),
+            denied_serials=_serials(
+                certificates.get("serials", []), f"{name}: deny_certificates.serials"
+            ),
             name=name,
         )
         if not policy.may_join(own) or own in policy.denied_identities:
@@ -142,11 +156,13 @@ class Policy:
         """Whether a certificate, its key, one of its issuers, or its identity is denied."""
         if node_id in self.denied_identities:
             return True
-        if not self.denied_certificates and not self.denied_keys:
+        if not (self.denied_certificates or self.denied_keys or self.denied_serials):
             return False
         return any(
             certificate.fingerprint(hashes.SHA256()) in self.denied_certificates
             or _spki_sha256(certificate) in self.denied_keys
+            or (certificate.issuer.rfc4514_string(), certificate.serial_number)
+            in self.denied_serials
             for certificate in path
         )
 
@@ -166,19 +182,37 @@ class Policy:
 
 
 @lru_cache(maxsize=4_096)
-def _compiled(pattern: str, separator: str) -> re.Pattern[str]:
-    inside = f"[^{re.escape(separator)}]*"
-    out = []
-    for segment in pattern.split(separator):
-        if segment == "**":
-            out.append(".*")
+def _compiled(segment: str) -> re.Pattern[str]:
+    # Each part is taken where it comes first, for good: a topic that a member chose can make no
+    # pattern try every way there is.
+    first, *others = segment.split("*")
+    if not others:
+        return re.compile(re.escape(first), re.DOTALL)
+    middle = "".join(f"(?>.*?{re.escape(part)})" for part in others[:-1])
+    return re.compile(f"{re.escape(first)}{middle}.*{re.escape(others[-1])}", re.DOTALL)
+
+
+def _matches(pattern: Sequence[str], text: Sequence[str]) -> bool:
+    """Segment by segment. Only the last ** is ever tried again: the time is bounded by product."""
+    at = here = 0
+    again: tuple[int, int] | None = None
+    while here < len(text):
+        if at < len(pattern) and pattern[at] == "**":
+            at, here = at + 1, here + 1
+            again = (at, here)
+        elif at < len(pattern) and _compiled(pattern[at]).fullmatch(text[here]):
+            at, here = at + 1, here + 1
+        elif again is not None:
+            again = (again[0], again[1] + 1)
+            at, here = again
         else:
-            out.append(inside.join(re.escape(part) for part in segment.split("*")))
-    return re.compile(re.escape(separator).join(out), re.DOTALL)
+            return False
+    return at == len(pattern)
 
 
 def _any(patterns: Sequence[str], text: str, separator: str) -> bool:
-    return any(_compiled(pattern, separator).fullmatch(text) for pattern in patterns)
+    segments = text.split(separator)
+    return any(_matches(pattern.split(separator), segments) for pattern in patterns)
 
 
 def _spki_sha256(certificate: x509.Certificate) -> bytes:
@@ -249,6 +283,30 @@ def _digests(value: object, where: str) -> frozenset[bytes]:
         if not _HEX_SHA256.match(digest):
             raise ConfigError(f"{where}: {text!r} is not the SHA-256 of something, 64 hex digits")
         out.append(bytes.fromhex(digest))
+    return frozenset(out)
+
+
+def _serials(value: object, where: str) -> frozenset[tuple[str, int]]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise ConfigError(f"{where} is not a list of tables; write [[deny_certificates.serials]]")
+    out: set[tuple[str, int]] = set()
+    for number, given in enumerate(value):
+        here = f"{where}[{number}]"
+        _check_keys(given, ("issuer", "serials"), here)
+        issuer = given.get("issuer")
+        try:
+            if not isinstance(issuer, str):
+                raise ValueError
+            name = x509.Name.from_rfc4514_string(issuer).rfc4514_string()
+        except (ValueError, UnsupportedAlgorithm):
+            raise ConfigError(
+                f"{here}.issuer: {issuer!r} is not the name of a CA, like 'CN=prod CA'"
+            ) from None
+        for text in _texts(given.get("serials", []), f"{here}.serials"):
+            digits = text.replace(":", "").lower()
+            if not _HEX_SERIAL.match(digits):
+                raise ConfigError(f"{here}.serials: {text!r} is no serial number in hex")
+            out.add((name, int(digits, 16)))
     return frozenset(out)
 
 

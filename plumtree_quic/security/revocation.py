@@ -114,12 +114,12 @@ class Revocation:
                     )
                 good.append(each)
             former = [each for each in before.lists if each.source == name] if before else []
-            older = _gone_back(former, good)
-            if older:
+            newer = _newer(former, good)
+            if newer:
                 faults.append(f"{name}: is older than it was; what was revoked stays revoked")
             if faults:
-                renewed = {each.issuer for each in good} - older
-                good = [each for each in good if each.issuer not in older]
+                renewed = {each.issuer for each in good}
+                good += newer
                 good += [each for each in former if each.issuer not in renewed]
                 is_blind = is_blind or not good
             problems += faults
@@ -246,17 +246,21 @@ def _judge(name: str, content: bytes, anchors: Sequence[x509.Certificate]) -> _L
     return made
 
 
-def _gone_back(former: Sequence[_List], fresh: Sequence[_List]) -> set[bytes]:
-    """Whose newest list is older than it was: a replay of what was true once, or a mistake."""
-    newest: dict[bytes, datetime.datetime] = {}
+def _newer(former: Sequence[_List], fresh: Sequence[_List]) -> list[_List]:
+    """The newest former list of each CA whose fresh ones are all older: replayed, or a mistake."""
+    newest: dict[bytes, _List] = {}
     for each in former:
-        newest[each.issuer] = max(newest.get(each.issuer, _NEVER), each.last_update)
-    issuers = {each.issuer for each in fresh} & newest.keys()
-    return {
-        issuer
-        for issuer in issuers
-        if all(each.last_update < newest[issuer] for each in fresh if each.issuer == issuer)
-    }
+        other = newest.setdefault(each.issuer, each)
+        if each.last_update > other.last_update:
+            newest[each.issuer] = each
+    latest: dict[bytes, datetime.datetime] = {}
+    for each in fresh:
+        latest[each.issuer] = max(latest.get(each.issuer, _NEVER), each.last_update)
+    return [
+        newest[issuer]
+        for issuer, updated in latest.items()
+        if issuer in newest and updated < newest[issuer].last_update
+    ]
 
 
 def _foreign_scope(extensions: x509.Extensions) -> str:
