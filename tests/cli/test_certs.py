@@ -1,14 +1,17 @@
 """`plumtree-quic certs` as people call it: what it writes, says and returns."""
 
+import datetime
 import importlib.util
 import os
+import re
 import stat
 import subprocess
 import sys
 
 import pytest
+from cryptography import x509
 
-from plumtree_quic import QuicConfig
+from plumtree_quic import NodeId, Policy, QuicConfig
 from plumtree_quic.cli.main import COMMANDS, run
 from tests.rigs.pki import Pki, utc
 
@@ -110,6 +113,113 @@ def test_inspect_says_who_it_is_and_that_a_node_would_accept_it(out, capsys):
     assert "days left" in text
     assert "accepted by every node" in text
     assert "this is a CA's certificate" in text
+
+
+# --- revoke -------------------------------------------------------------------------------------
+
+
+def revoked(out, name):
+    credentials = QuicConfig(
+        out / f"{name}.crt", out / f"{name}.key", out / "ca.crt", crl_path=out / "ca.crl"
+    ).credentials
+    assert credentials.revocation.problems == ()
+    return credentials.revocation.is_revoked(
+        [credentials.leaf, *credentials.anchors], datetime.datetime.now(datetime.UTC)
+    )
+
+
+def test_revoke_puts_certificates_on_the_list_that_nodes_read_and_takes_none_off(out, capsys):
+    assert run(["certs", "--out", str(out), "a", "b", "c"]) == 0
+    assert run(["certs", "revoke", "--out", str(out), "a"]) == 0
+    assert f"{out / 'ca.crl'}: revoked a\n" in capsys.readouterr().out
+    assert [revoked(out, name) for name in "abc"] == [True, False, False]
+    assert run(["certs", "revoke", "--out", str(out), "b", "a"]) == 0
+    assert [revoked(out, name) for name in "abc"] == [True, True, False]
+    assert names(out) == sorted(
+        ["ca.crl", "ca.crt", "ca.key"]
+        + [f"{name}.{kind}" for name in "abc" for kind in ("crt", "key")]
+    )
+
+
+def test_a_new_certificate_of_a_revoked_name_is_good(out):
+    run(["certs", "--out", str(out), "a"])
+    run(["certs", "revoke", "--out", str(out), "a"])
+    assert run(["certs", "--out", str(out), "--force", "a"]) == 0
+    assert not revoked(out, "a")
+
+
+def test_revoke_without_a_name_renews_the_list_or_writes_a_first_one(out, capsys):
+    run(["certs", "--out", str(out), "a", "b"])
+    seen = []
+    for arguments in ([], ["--days", "3", "a"], ["--days", "9"]):
+        assert run(["certs", "revoke", "--out", str(out), *arguments]) == 0
+        crl = x509.load_pem_x509_crl((out / "ca.crl").read_bytes())
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        lasts = crl.next_update_utc - crl.last_update_utc
+        seen.append((number, len(list(crl)), lasts.days))
+    assert seen == [(1, 0, 30), (2, 1, 3), (3, 1, 9)]
+    assert "renewed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"nonsense", "is damaged"), (b"another CA's", "is not the list of")],
+)
+def test_revoke_overwrites_no_list_that_it_did_not_write(out, tmp_path, capsys, content, said):
+    run(["certs", "--out", str(out), "a"])
+    if content != b"nonsense":
+        run(["certs", "--out", str(tmp_path / "other"), "b"])
+        run(["certs", "revoke", "--out", str(tmp_path / "other")])
+        content = (tmp_path / "other" / "ca.crl").read_bytes()
+    (out / "ca.crl").write_bytes(content)
+    capsys.readouterr()
+    assert run(["certs", "revoke", "--out", str(out), "a"]) == 1
+    assert said in one_line(capsys.readouterr().err)
+    assert (out / "ca.crl").read_bytes() == content
+
+
+def test_revoke_of_an_unknown_name_is_one_line_and_revokes_none_of_the_others(out, capsys):
+    run(["certs", "--out", str(out), "a"])
+    capsys.readouterr()
+    assert run(["certs", "revoke", "--out", str(out), "a", "nobody"]) == 1
+    assert "nobody.crt" in one_line(capsys.readouterr().err)
+    assert "ca.crl" not in names(out)
+
+
+@pytest.mark.parametrize("arguments", [["--days", "0", "a"], ["--bad", "a"], ["ca"], ["../a"]])
+def test_a_wrong_call_of_revoke_is_one_line(out, capsys, arguments):
+    run(["certs", "--out", str(out), "a"])
+    capsys.readouterr()
+    assert run(["certs", "revoke", "--out", str(out), *arguments]) in (1, 2)
+    one_line(capsys.readouterr().err)
+    assert "ca.crl" not in names(out)
+
+
+def test_revoke_says_how_to_call_it(capsys):
+    assert run(["certs", "revoke", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for said in ("--crl DIR/ca.crl", "before you issue NAME again", "--days"):
+        assert said in text
+
+
+# --- inspect ------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_what_a_deny_list_asks_for(out, capsys):
+    run(["certs", "--out", str(out), "a"])
+    capsys.readouterr()
+    run(["certs", "inspect", str(out / "a.crt")])
+    text = capsys.readouterr().out
+    shown = dict(re.findall(r"^ *(issuer|serial|SHA-256) +(.+)$", text, re.MULTILINE))
+    for rule in (
+        f'[deny_certificates]\nsha256 = ["{shown["SHA-256"]}"]\n',
+        f'[[deny_certificates.serials]]\nissuer = "{shown["issuer"]}"\n'
+        f'serials = ["{shown["serial"]}"]\n',
+    ):
+        allow = '[[allow]]\nidentities = ["/node/*"]\nmay = ["join"]\n'
+        policy = Policy.from_toml(allow + rule, "x", NodeId.parse("spiffe://dev/node/b"))
+        leaf = x509.load_pem_x509_certificate((out / "a.crt").read_bytes())
+        assert policy.denies([leaf], NodeId.parse("spiffe://dev/node/a"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Who may join, relay and publish: patterns, denies, files that are wrong."""
 
+import random
+import re
+
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -7,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from plumtree_quic.errors import ConfigError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.security import policy as policy_module
-from plumtree_quic.security.policy import ACTIONS, Policy
+from plumtree_quic.security.policy import ACTIONS, Policy, Rule
 from tests.rigs.pki import Pki
 
 ME = NodeId.parse("spiffe://prod/node/me")
@@ -121,6 +124,18 @@ def test_certificates_keys_and_identities_can_be_denied():
         assert not made.denies([other], node("/node/b"))
 
 
+def test_a_serial_is_denied_of_its_issuer_alone():
+    pki, other = Pki("prod"), Pki("prod", common_name="another CA")
+    made = policy(
+        f'[[deny_certificates.serials]]\nissuer = "{pki.ca.cert.subject.rfc4514_string()}"\n'
+        'serials = ["12:67", "FF"]\n'
+    )
+    assert made.denies([pki.node("a", serial=0x1267).cert], node("/node/a"))
+    assert made.denies([pki.node("a", serial=255).cert], node("/node/a"))
+    assert not made.denies([pki.node("a", serial=256).cert], node("/node/a"))
+    assert not made.denies([other.node("a", serial=0x1267).cert], node("/node/a"))
+
+
 def test_a_denied_issuer_takes_all_below_it():
     pki = Pki("prod")
     made = policy(
@@ -142,7 +157,12 @@ def test_a_denied_issuer_takes_all_below_it():
         ('[[allow]]\nidentities = ["/a"]\nmay = ["join"]\ntopics = ["x"]', "beside 'publish'"),
         ('[deny_certificates]\nsha256 = ["12"]', "64 hex digits"),
         ('[deny_certificates]\nidentities = ["x"]', "spiffe://"),
-        ('[deny_certificates]\nserial = ["x"]', "allowed: sha256"),
+        ('[deny_certificates]\nserial = ["x"]', "did you mean serials"),
+        ('[deny_certificates]\nserials = ["12"]', "[[deny_certificates.serials]]"),
+        ('[[deny_certificates.serials]]\nissuer = "x"\nserials = ["1"]', "the name of a CA"),
+        ('[[deny_certificates.serials]]\nserials = ["1"]', "the name of a CA"),
+        ('[[deny_certificates.serials]]\nissuer = "CN=x"\nserials = ["g"]', "serial number in hex"),
+        ('[[deny_certificates.serials]]\nissuer = "CN=x"\nserial = ["1"]', "did you mean serials"),
         ("deny = 3", "list of rules"),
         ("[allow", "not valid TOML"),
     ],
@@ -158,6 +178,53 @@ def test_a_policy_that_refuses_the_node_itself_says_so():
     assert "does not let this node itself join" in message
     assert '"/node/me"' in message
     assert "itself" in refused('[deny_certificates]\nidentities = ["spiffe://prod/node/me"]\n')
+
+
+def test_what_the_parser_cannot_bear_is_an_error_of_the_file():
+    assert "not valid TOML" in refused("x = " + "[" * 50_000 + "]" * 50_000)
+    assert "not valid TOML" in refused("x = " + "9" * 5_000)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic"),
+    [
+        ("m" + "-*" * 30 + "x", "m" + "-" * 250),
+        ("*a" * 30 + "b", "a" * 255),
+        ("**.a." * 30 + "x", "a." * 120 + "a"),
+    ],
+)
+def test_no_topic_that_a_member_chooses_makes_a_pattern_try_every_way_there_is(pattern, topic):
+    # By trying again at every star this takes longer than the sun has.
+    made = policy(
+        '[[allow]]\nidentities = ["/node/*"]\nmay = ["publish"]\n'
+        f'[[deny]]\nidentities = ["/node/*"]\nmay = ["publish"]\ntopics = ["{pattern}"]\n'
+    )
+    assert made.may_publish(node("/node/a"), [topic])
+
+
+def test_patterns_match_what_the_plain_regular_expression_matches():
+    rng = random.Random(7)
+
+    def segment(letters):
+        return "".join(rng.choice(letters) for _ in range(rng.randint(1, 4)))
+
+    def plain(pattern, text):
+        parts = [
+            ".+" if each == "**" else "[^.]*".join(map(re.escape, each.split("*")))
+            for each in pattern.split(".")
+        ]
+        return re.fullmatch(r"\.".join(parts), text, re.DOTALL) is not None
+
+    matched = 0
+    for _ in range(5_000):
+        pattern = ".".join(
+            rng.choice(["**", segment("ab*"), segment("ab*")]) for _ in range(rng.randint(1, 4))
+        )
+        text = ".".join(segment("ab") for _ in range(rng.randint(1, 5)))
+        rule = Rule(("/**",), frozenset({"publish"}), (pattern,))
+        assert rule.concerns(ME, "publish", text) is plain(pattern, text), (pattern, text)
+        matched += plain(pattern, text)
+    assert matched > 500
 
 
 def test_answers_are_remembered_within_bounds(monkeypatch):
