@@ -72,7 +72,7 @@ from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.gate import Gate, Refusal, Unsigned
 from plumtree_quic.security.keyring import KeyRing, Verdict
 from plumtree_quic.security.policy import Policy
-from plumtree_quic.security.signatures import Kind, Signer, fact_kind
+from plumtree_quic.security.signatures import Kind, Signer, fact_kind, key_id_of
 
 __all__ = ["Driver", "Sink", "advertised_address"]
 
@@ -420,14 +420,16 @@ class Driver:
     def use_credentials(self) -> None:
         """Our certificate, key or CA have changed: sign and judge by the new ones from now on."""
         now = self._loop.time()
-        # What was accepted under the old key leaves under it.
-        self._flush(now)
+        credentials = self._quic.credentials
         if self._ring is not None:
-            self._ring.use(self._quic.credentials)
+            self._ring.use(credentials)
             self._ring.judge_again()
-            self._signer = Signer(self._quic.credentials)
             self._gate.judge_again()
-        self._perform(self.core.renew(now), now)
+        if self._signer is not None and self._signer.key_id != key_id_of(credentials.leaf_der):
+            # What was accepted under the old key leaves under it.
+            self._flush(now)
+            self._signer = Signer(credentials)
+            self._perform(self.core.renew(now), now)
         self._endpoint.use_credentials(now)
         self._schedule_turn()
 

@@ -250,6 +250,18 @@ async def test_nothing_under_a_revoked_key_passes_whoever_brings_it(tmp_path):
         assert a.stats()["strikes"] == 0
 
 
+async def test_a_new_list_alone_replaces_no_link_and_signs_nothing_anew(tmp_path):
+    site = Site(tmp_path, "a", "b", "c")
+    site.ca.issue("x")
+    async with running([site.node(name) for name in "ab"]) as (a, b):
+        before = a.stats()["net_replaced"], a._driver.core.record.incarnation
+        site.ca.revoke("x")
+        await until(lambda: a._generation == b._generation == 2)
+        await asyncio.sleep(0.3)
+        assert (a.stats()["net_replaced"], a._driver.core.record.incarnation) == before
+        assert peers(a) == {"b"}
+
+
 async def test_an_unusable_list_is_told_and_stops_nobody_unless_chosen(tmp_path):
     site = Site(tmp_path, "a", "b")
     site.crl_path.write_bytes(b"nonsense")
