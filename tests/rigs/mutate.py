@@ -39,6 +39,7 @@ TARGETS = {
     "plumtree_quic/net/tls.py": ("tests/net/test_handshake.py", "tests/net/test_b_rows.py"),
     "plumtree_quic/net/engine.py": (
         "tests/net/test_b_rows.py",
+        "tests/net/test_transport_parameters.py",
         "tests/net/test_engine.py",
         "tests/net/test_handshake.py",
     ),
@@ -63,7 +64,10 @@ WIRED = {
     "plumtree_quic/security/policy.py": ("tests/security/test_policy.py",),
     "plumtree_quic/security/revocation.py": ("tests/security/test_revocation.py",),
     "plumtree_quic/security/audit.py": ("tests/security/test_audit.py",),
-    "plumtree_quic/security/credentials.py": ("tests/node/test_rotation.py",),
+    "plumtree_quic/security/credentials.py": (
+        "tests/node/test_lists.py",
+        "tests/node/test_rotation.py",
+    ),
     "plumtree_quic/net/quota.py": ("tests/net/test_quota.py",),
     "plumtree_quic/net/link.py": ("tests/node/test_rotation.py",),
     "plumtree_quic/net/endpoint.py": (
@@ -79,7 +83,11 @@ WIRED = {
         "tests/node/test_signed.py",
     ),
     "plumtree_quic/driver.py": ("tests/node/test_policy.py", "tests/node/test_quota.py"),
-    "plumtree_quic/node.py": ("tests/node/test_policy.py", "tests/node/test_rotation.py"),
+    "plumtree_quic/node.py": (
+        "tests/node/test_lists.py",
+        "tests/node/test_policy.py",
+        "tests/node/test_rotation.py",
+    ),
 }
 _GATE = "plumtree_quic/security/gate.py"
 _POLICY = "plumtree_quic/security/policy.py"
@@ -114,6 +122,31 @@ ALSO = (
     (_LISTS, "if each.issuer != issuer or", "if"),
     (_LISTS, "if not any(_is_signed_by(crl, each) for each in signers):", "if False:"),
     (_LISTS, "if each.next_update < now]", "if False]"),
+    (_LISTS, "or not each.counts(ca):", "or False:"),
+    (_LISTS, "_may_sign(ca) and _is_signed_by(self.crl, ca)", "_may_sign(ca)"),
+    (_LISTS, "if is_closed and self.is_blind:", "if False:"),
+    (_LISTS, "if is_closed and due is not None and due < now:", "if False:"),
+    (_LISTS, "is_blind = is_blind or not good", "pass"),
+    (_LISTS, "if each.issuer not in renewed]", "if False]"),
+    (_LISTS, "good += newer", "pass"),
+    (_LISTS, "if scope:", "if False:"),
+    (_LISTS, "if not isinstance(algorithm, _HASHES):", "if False:"),
+    (_LISTS, 'if not each.name.startswith(".") and each.is_file()', "if each.is_file()"),
+    (_LISTS, "if left < 0:", "if False:"),
+    (_LISTS, "if each.subject == issuer and _may_sign(each)]", "if each.subject == issuer]"),
+    (_POLICY, "in self.denied_serials\n", "in ()\n"),
+    (_POLICY, "(?>.*?", "(?:.*?"),
+    (
+        "plumtree_quic/node.py",
+        "        self._stale_told = stale\n        self._running().judge_again()",
+        "        self._stale_told = stale",
+    ),
+    (
+        "plumtree_quic/node.py",
+        "self._link_generation = credentials.link_generation\n            self._running().use_credentials()\n        else:\n            self._running().judge_again()",
+        "self._running().use_credentials()",
+    ),
+    ("plumtree_quic/security/credentials.py", "(not pems.has_same_keys_as(self._pems))", "1"),
     ("plumtree_quic/security/audit.py", "if len(told) >= PER_MINUTE:", "if False:"),
     ("plumtree_quic/security/audit.py", "ascii(str(value))[1:-1]", "str(value)"),
     ("plumtree_quic/security/credentials.py", "if other.node_id != old.node_id:", "if False:"),
