@@ -159,6 +159,7 @@ async def test_h25_a_list_that_becomes_stale_is_told_then_and_cuts_everybody_whe
 
 async def test_h25_time_alone_makes_a_list_stale(tmp_path):
     site = Site(tmp_path, "a", "b")
+    site.write_list(3600)
     async with running([site.node(name, crl_on_stale="closed") for name in "ab"]) as (a, b):
         site.write_list(2)
         await until(lambda: a._generation == b._generation == 2)

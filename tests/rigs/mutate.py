@@ -143,8 +143,8 @@ ALSO = (
     ),
     (
         "plumtree_quic/node.py",
-        "self._link_generation = credentials.link_generation\n            self._running().use_credentials()\n        else:\n            self._running().judge_again()",
-        "self._running().use_credentials()",
+        "if credentials.link_generation != self._link_generation:",
+        "if True:",
     ),
     ("plumtree_quic/security/credentials.py", "(not pems.has_same_keys_as(self._pems))", "1"),
     ("plumtree_quic/security/audit.py", "if len(told) >= PER_MINUTE:", "if False:"),
