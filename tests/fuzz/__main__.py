@@ -1,9 +1,10 @@
 """python -m tests.fuzz TARGET SECONDS [SEED]: fuzz one target with atheris (scripts/soak fuzz).
 
-New inputs that reach something are kept in a temporary folder, and merged into the corpus at the
-end; a finding is written to the current directory and ends the run with an error.
+New inputs that reach something are kept in a temporary folder, the smallest of them in the corpus
+at the end; a finding is written to the current directory and ends the run with an error.
 """
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -15,34 +16,25 @@ with atheris.instrument_imports(include=["plumtree_quic", "aioquic"]):
     from tests.fuzz.corpus import FOLDER, made
     from tests.fuzz.targets import TARGETS
 
-MERGED_FILES_MAX = 60
+KEPT_FILES_MAX = 60
 FILE_BYTES_MAX = 1_024
 
 
-def merge(target: str, found: Path) -> None:
-    """Keep what adds coverage, smallest first, and little of it."""
+def keep(target: str, found: Path) -> None:
+    """Keep the smallest inputs that reached something new: few, for they are run with the suite."""
     kept = FOLDER / target
     kept.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as merged:
-        subprocess.run(
-            [sys.executable, "-m", "tests.fuzz", target, "merge", merged, str(kept), str(found)],
-            check=False,
-            capture_output=True,
-        )
-        files = sorted(Path(merged).iterdir(), key=lambda path: path.stat().st_size)
-        for old in kept.iterdir():
-            old.unlink()
-        for path in files[:MERGED_FILES_MAX]:
-            if path.stat().st_size <= FILE_BYTES_MAX:
-                (kept / path.name[:12]).write_bytes(path.read_bytes())
+    files = sorted((*kept.iterdir(), *found.iterdir()), key=lambda path: path.stat().st_size)
+    contents = {path.read_bytes() for path in files[: 2 * KEPT_FILES_MAX]}
+    for old in kept.iterdir():
+        old.unlink()
+    for data in sorted(contents, key=lambda data: (len(data), data))[:KEPT_FILES_MAX]:
+        if len(data) <= FILE_BYTES_MAX:
+            (kept / hashlib.sha1(data).hexdigest()[:12]).write_bytes(data)
 
 
 def main(target: str, *rest: str) -> None:
     """See the module."""
-    if rest[0] == "merge":
-        atheris.Setup([sys.argv[0], "-merge=1", *rest[1:]], TARGETS[target])
-        atheris.Fuzz()
-        return
     seconds, seed = rest[0], rest[1] if len(rest) > 1 else "1"
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder)
@@ -54,7 +46,7 @@ def main(target: str, *rest: str) -> None:
             [sys.executable, "-m", "tests.fuzz", target, "run", str(found), *options], check=False
         ).returncode
         if code == 0:
-            merge(target, found)
+            keep(target, found)
         sys.exit(code)
 
 
