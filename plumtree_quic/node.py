@@ -380,7 +380,6 @@ class Node:
         self._expiry_told: set[int] = set()
         self._stale_told: tuple[str, ...] = ()
         self._revoked_told = False
-        self._link_generation = 0
         self._complaint = ""
         self._conflict: IdentityConflict | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -479,7 +478,6 @@ class Node:
         self._driver = driver
         self._state = "running"
         self._generation = self._quic.credentials.generation
-        self._link_generation = self._quic.credentials.link_generation
         self._watcher = asyncio.get_running_loop().create_task(self._watch_files())
         for problem in self._quic.credentials.revocation.problems:
             self._security_event("crl.unusable", {"reason": problem})
@@ -550,11 +548,7 @@ class Node:
         )
         for problem in credentials.revocation.problems:
             self._security_event("crl.unusable", {"reason": problem})
-        if credentials.link_generation != self._link_generation:
-            self._link_generation = credentials.link_generation
-            self._running().use_credentials()
-        else:
-            self._running().judge_again()
+        self._running().use_credentials()
         self._tell_stale_lists()
         self._tell_own_revocation()
         return True

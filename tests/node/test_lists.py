@@ -137,7 +137,7 @@ async def test_a_list_that_is_damaged_or_gone_lets_no_revoked_one_in_and_no_othe
         assert peers(a) == {"b"}
         # What else there is to take is taken meanwhile.
         site.ca.issue("a", force=True)
-        await until(lambda: a._link_generation == 2)
+        await until(lambda: a._quic.credentials.link_generation == 2)
         assert len(site.watches["a"].of("credentials.refused")) == 0
 
 

@@ -141,11 +141,6 @@ ALSO = (
         "        self._stale_told = stale\n        self._running().judge_again()",
         "        self._stale_told = stale",
     ),
-    (
-        "plumtree_quic/node.py",
-        "if credentials.link_generation != self._link_generation:",
-        "if True:",
-    ),
     ("plumtree_quic/security/credentials.py", "(not pems.has_same_keys_as(self._pems))", "1"),
     ("plumtree_quic/security/audit.py", "if len(told) >= PER_MINUTE:", "if False:"),
     ("plumtree_quic/security/audit.py", "ascii(str(value))[1:-1]", "str(value)"),
