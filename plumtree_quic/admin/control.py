@@ -264,6 +264,11 @@ def _connect(path: Path, timeout_s: float | None) -> socket.socket:
     connection.settimeout(timeout_s)
     try:
         connection.connect(str(path))
+    except PermissionError:
+        connection.close()
+        raise LinkError(
+            f"{path} belongs to another user: only who started the node may speak to it"
+        )
     except OSError as error:
         connection.close()
         raise LinkError(

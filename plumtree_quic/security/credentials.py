@@ -447,7 +447,9 @@ def _private_key(pem: bytes, name: str, password: str | bytes | None) -> Private
     pem = block.group()
     encrypted = b"-----BEGIN ENCRYPTED" in pem or b"Proc-Type: 4,ENCRYPTED" in pem
     if encrypted and not password:
-        raise CredentialsError(f"{name} is encrypted; give its password as key_password")
+        raise CredentialsError(
+            f"{name} is encrypted; give its password as key_password or PLUMTREE_KEY_PASSWORD"
+        )
     if not encrypted and password:
         raise CredentialsError(f"{name} is not encrypted; leave key_password out")
     try:

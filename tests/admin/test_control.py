@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import socket
 import stat
 
 import pytest
@@ -128,6 +129,16 @@ async def test_subscribe_streams_messages(running):
 
 async def test_no_node_behind_the_socket_says_how_to_start_one(tmp_path):
     with pytest.raises(LinkError, match="plumtree-quic node"):
+        ask(socket_path(tmp_path), {"op": "status"})
+
+
+async def test_the_socket_of_another_user_says_so(tmp_path, monkeypatch):
+    # The superuser, as whom tests may run, is refused by no socket.
+    def refuse(_socket, _path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(LinkError, match="belongs to another user"):
         ask(socket_path(tmp_path), {"op": "status"})
 
 
