@@ -184,6 +184,7 @@ async def test_what_comes_from_a_peer_that_may_not_relay_counts_only_when_it_is_
             got.add(message.payload)
             if got == {b"one", b"two"}:
                 break
+        await until(lambda: b.stats()["messages_delivered"] == 1)
         # b passes on a's bundle: c takes it from nobody but a, or another that may relay.
         (held,) = [
             held.bundle
