@@ -51,7 +51,7 @@ from plumtree_quic.net.events import (
     Writable,
 )
 from plumtree_quic.net.link import Link as NetLink
-from plumtree_quic.net.quota import PeerQuota, Step
+from plumtree_quic.net.quota import Accounts, Step
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.net.udp import UdpSocket, numeric_address, parse_address
 from plumtree_quic.proto.core import Core
@@ -85,8 +85,8 @@ BLOCKED_S = 0.25
 BLOCKED_S_MAX = 1.0
 # Answers to grafts wait in a budget of their own; what is beyond it is answered "busy".
 REPAIR_BACKLOG_BYTES = 65_536
-# How often certificates that nothing refers to any more are looked for.
-RING_SWEEP_S = 60.0
+# How often certificates and accounts that nothing refers to any more are looked for.
+SWEEP_S = 60.0
 # The timer fires at least this often, so that a stalled loop notices its own lateness.
 HEARTBEAT_S = 1.0
 # Our first bundle is flooded and makes our tree; it holds one message, and what follows waits for
@@ -103,7 +103,6 @@ ADDRESSES_PER_NAME_MAX = 16
 REFUSED_FLOOR_S = 30.0
 MALFORMED_TOLD_EVERY_S = 10.0
 RECORD_VALID_MS = 24 * 3600 * 1000
-STRIKES_MAX = 3
 THROTTLED_TOLD_EVERY_S = 10.0
 CLOSE_PROTOCOL_ERROR = 0x15
 CLOSE_GOING_AWAY = 0x10
@@ -157,11 +156,10 @@ class Counters:
 
 @attrs.define
 class _Peer:
-    """What the driver keeps per link, in the link's context. The quota is the peer's, also when
-    one link replaces another.
+    """What the driver keeps per link, in the link's context. What it holds against a peer is in
+    an account, which outlives the link.
     """
 
-    quota: PeerQuota
     heard_at: float = 0.0
     throttled_told_at: float = float("-inf")
 
@@ -215,7 +213,7 @@ class Driver:
         self.epoch = epoch
         self._signer: Signer | None = None
         self._ring: KeyRing | None = None
-        self._ring_swept_at = 0.0
+        self._swept_at = 0.0
         if config.sign == "all":
             self._signer = Signer(quic.credentials)
             self._ring = KeyRing(
@@ -261,8 +259,7 @@ class Driver:
         self._held: set[NodeId] = set()
         self._source: NodeId | None = None
         self._congested: dict[NodeId, float] = {}
-        self._strikes: dict[NodeId, int] = {}
-        self._quotas: dict[NodeId, PeerQuota] = {}
+        self._accounts = Accounts()
         self._malformed_told_at = float("-inf")
         self._egress_waiters: deque[asyncio.Future[None]] = deque()
         self._idle_waiters: deque[asyncio.Future[None]] = deque()
@@ -297,8 +294,7 @@ class Driver:
                 wanted=lambda peer: self.core.wants(peer),  # noqa: PLW0108
                 features=0 if self._ring is not None else Feature.UNSIGNED,
                 judge_hello=self._judge_hello,
-                # Not a bound method: the policy is replaced when its file changes.
-                admit=lambda peer: self.policy.may_join(peer),  # noqa: PLW0108
+                admit=self._may_link,
                 is_revoked=self._is_revoked,
             )
             self.core = self._make_core()
@@ -385,6 +381,9 @@ class Driver:
         return self.policy.denies(path, node_id) or revocation.is_revoked(
             path, datetime.datetime.now(datetime.UTC)
         )
+
+    def _may_link(self, peer: NodeId) -> bool:
+        return self.policy.may_join(peer) and self._accounts.may_link(peer, self._loop.time())
 
     def _may_spread(self, bundle: Bundle) -> bool:
         """Asked once about each new bundle, verified, of a member that is known."""
@@ -708,9 +707,11 @@ class Driver:
         deadline = self._gate.next_deadline()
         if deadline is not None and deadline <= now:
             self._gate.advance(now)
-        if self._ring is not None and now >= self._ring_swept_at + RING_SWEEP_S:
-            self._ring_swept_at = now
-            self._ring.expire(now, {row.record.key_id for row in self.core.table})
+        if now >= self._swept_at + SWEEP_S:
+            self._swept_at = now
+            self._accounts.expire(now)
+            if self._ring is not None:
+                self._ring.expire(now, {row.record.key_id for row in self.core.table})
         core = self.core
         deadline = core.next_deadline()
         if deadline is not None and deadline <= now:
@@ -782,7 +783,7 @@ class Driver:
     def _on_event(self, event: Event, now: float) -> None:
         match event:
             case Received(link, peer, message) | DatagramReceived(link, peer, message):
-                quota = self._quotas.get(peer)
+                quota = self._accounts.quota(peer)
                 step = quota.charge(message, now) if quota is not None else Step.LOOK
                 if step is not Step.LOOK:
                     self._on_above_quota(link, peer, step, now)
@@ -801,10 +802,10 @@ class Driver:
             case LinkUp():
                 self._on_link_up(event, now)
             case LinkReplaced(link, peer, _):
-                link.context = _Peer(self._quotas.setdefault(peer, PeerQuota()))
+                link.context = _Peer()
                 if peer in self._held:
                     link.hold(Lane.GOSSIP, True)
-            case LinkDown(_, peer, code, reason, _):
+            case LinkDown(_, peer, code, reason, by_peer):
                 logger.info(
                     "link down: %s",
                     peer,
@@ -812,8 +813,10 @@ class Driver:
                 )
                 self._congested.pop(peer, None)
                 self._held.discard(peer)
-                self._strikes.pop(peer, None)
-                self._quotas.pop(peer, None)
+                if code == CLOSE_PROTOCOL_ERROR and not by_peer:
+                    # Honest peers send no such frames, however slow they are.
+                    self._accounts.strike(peer, now)
+                self._accounts.link_down(peer, now)
                 self._gate.link_down(peer)
                 self._unblock(peer)
                 self._wake(self._direct_waiters.pop(peer, deque()))
@@ -835,7 +838,7 @@ class Driver:
                 self.trace_copy(bundle)
         admitted = self._gate.admit(peer, message, now)
         if admitted.checked:
-            quota = self._quotas.get(peer)
+            quota = self._accounts.quota(peer)
             if quota is not None:
                 quota.note_signatures(admitted.checked, now)
         for reply in admitted.replies:
@@ -854,9 +857,10 @@ class Driver:
     def _on_above_quota(self, link: NetLink, peer: NodeId, step: Step, now: float) -> None:
         """What is above a limit is not looked at; who goes on is demoted, and then cut."""
         self.counters.frames_throttled += 1
-        context = link.context
+        context, quota = link.context, self._accounts.quota(peer)
         assert isinstance(context, _Peer)
-        told = {"peer": peer, "what": context.quota.above, "frames": context.quota.refused}
+        assert quota is not None
+        told = {"peer": peer, "what": quota.above, "frames": quota.refused}
         match step:
             case Step.DEMOTE:
                 self.counters.peers_demoted += 1
@@ -865,7 +869,8 @@ class Driver:
             case Step.CUT:
                 self.counters.peers_cut += 1
                 self._sink.security_event("quota.cut", told)
-                link.close(CLOSE_LIMIT_EXCEEDED, f"too many {context.quota.above}"[:32], now)
+                self._accounts.cut(peer, now)
+                link.close(CLOSE_LIMIT_EXCEEDED, f"too many {quota.above}"[:32], now)
             case _:
                 if now - context.throttled_told_at >= THROTTLED_TOLD_EVERY_S:
                     context.throttled_told_at = now
@@ -926,7 +931,8 @@ class Driver:
             self._restart_at(yours.epoch + 1, link, now)
             return
         self._was_up = True
-        link.context = _Peer(self._quotas.setdefault(peer, PeerQuota()))
+        link.context = _Peer()
+        self._accounts.link_up(peer)
         logger.info(
             "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
         )
@@ -1209,8 +1215,7 @@ class Driver:
         link = self._endpoint.link(effect.peer)
         if link is None:
             return
-        strikes = self._strikes[effect.peer] = self._strikes.get(effect.peer, 0) + 1
-        if strikes >= STRIKES_MAX:
+        if self._accounts.strike(effect.peer, now):
             self._sink.security_event(
                 "limit.hit", {"peer": effect.peer, "what": "strikes", "reason": effect.reason}
             )

@@ -1,15 +1,18 @@
-"""Quota: what one authenticated peer may make us look at, per second and kind of message.
+"""Quota: what one authenticated peer may make us look at, per second and kind of message, and
+what becomes of one that goes on above it, or does what no honest peer does.
 
 Sans-IO. The limits are far above what an honest node sends at its busiest, and far below what one
 peer could keep a core busy with. What is above is not looked at (throttle); who goes on is no
-parent of any tree any more (demote), and then loses its link (cut). What is on its way is bounded
-by credit, pings by swim.py, grafts and announced ids by plumtree.py, handshakes by budget.py.
+parent of any tree any more (demote), and then loses its link (cut). Accounts go by identity and
+outlive a link, so that dialling anew buys nobody a fresh one. What is on its way is bounded by
+credit, pings by swim.py, grafts and announced ids by plumtree.py, handshakes by budget.py.
 """
 
 from enum import Enum
 
 import attrs
 
+from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import (
     Ack,
     BucketHashes,
@@ -34,12 +37,17 @@ from plumtree_quic.messages import (
 )
 from plumtree_quic.net.budget import TokenBucket
 
-__all__ = ["CUT_AFTER_S", "DEMOTE_AFTER_S", "LIMITS", "PeerQuota", "Step"]
+__all__ = ["CUT_AFTER_S", "CUT_FOR_S", "DEMOTE_AFTER_S", "LIMITS", "Accounts", "PeerQuota", "Step"]
 
 DEMOTE_AFTER_S = 5.0
 CUT_AFTER_S = 15.0
 # Above a limit now and then is not above it all the time.
 FORGIVEN_AFTER_S = 2.0
+# Who was cut gets no new link for so long. Others reach it, and it them: it misses no message.
+CUT_FOR_S = 30.0
+STRIKES_MAX = 3
+# An account without a link is kept so long: every bucket is full again by then.
+REMEMBERED_S = 60.0
 
 # Frames a second, and at once. Measured: 8 nodes as fast as they go send 600 bundles, 200
 # announcements, 60 grafts and 40 frames of facts a second and link; the rest are guesses at ten
@@ -168,3 +176,70 @@ class PeerQuota:
             self._demoted = True
             return Step.DEMOTE
         return Step.THROTTLE
+
+
+@attrs.define
+class _Account:
+    quota: PeerQuota = attrs.field(factory=PeerQuota)
+    strikes: int = 0
+    cut_until: float = float("-inf")
+    idle_since: float | None = None
+    """Without a link since then; None while there is one."""
+
+
+class Accounts:
+    """One account for each peer that is linked, or was lately. `now` is monotonic seconds.
+
+    At most as many as there are identities that the policy admits.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[NodeId, _Account] = {}
+
+    def quota(self, peer: NodeId) -> PeerQuota | None:
+        """The quota of a peer that is linked."""
+        account = self._accounts.get(peer)
+        return account.quota if account is not None else None
+
+    def link_up(self, peer: NodeId) -> None:
+        """A link to `peer` is greeted, its first or another."""
+        self._accounts.setdefault(peer, _Account()).idle_since = None
+
+    def link_down(self, peer: NodeId, now: float) -> None:
+        """The last link to `peer` is gone."""
+        account = self._accounts.get(peer)
+        if account is None:
+            return
+        account.idle_since = now
+        if account.cut_until > now:
+            # It pays with its link and the time without one; then it begins anew.
+            account.quota, account.strikes = PeerQuota(), 0
+
+    def strike(self, peer: NodeId, now: float) -> bool:
+        """It did what no honest peer does. True when that was once too often, and it is cut."""
+        account = self._accounts.get(peer)
+        if account is None or account.cut_until > now:
+            return False
+        account.strikes += 1
+        if account.strikes < STRIKES_MAX:
+            return False
+        self.cut(peer, now)
+        return True
+
+    def cut(self, peer: NodeId, now: float) -> None:
+        """Its link is being closed for what it did; for CUT_FOR_S there is no other."""
+        account = self._accounts.get(peer)
+        if account is not None:
+            account.cut_until = now + CUT_FOR_S
+
+    def may_link(self, peer: NodeId, now: float) -> bool:
+        """Whether `peer` may have a link, as far as its own deeds decide."""
+        account = self._accounts.get(peer)
+        return account is None or account.cut_until <= now
+
+    def expire(self, now: float) -> None:
+        """Forget whom nothing is held against and who has gone."""
+        for peer, account in tuple(self._accounts.items()):
+            since = account.idle_since
+            if since is not None and since + REMEMBERED_S <= now and account.cut_until <= now:
+                del self._accounts[peer]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import (
     LANE_OF,
     Ack,
@@ -19,7 +20,7 @@ from plumtree_quic.messages import (
     Repair,
 )
 from plumtree_quic.net import quota
-from plumtree_quic.net.quota import LIMITS, PeerQuota, Step
+from plumtree_quic.net.quota import LIMITS, Accounts, PeerQuota, Step
 from tests.rigs.wire_examples import BUNDLE, KEY_A
 
 FACTS = Facts(())
@@ -121,3 +122,68 @@ def test_signature_checks_above_the_limit_have_to_be_earned_before_more_is_looke
 def test_the_busiest_honest_traffic_that_was_measured_is_ten_times_below():
     measured = {Gossip: 600, IHave: 200, Facts: 40}
     assert all(LIMITS[kind][0] >= 10 * rate for kind, rate in measured.items())
+
+
+# --- accounts -----------------------------------------------------------------------------------
+
+PEER = NodeId.parse("spiffe://test/node/peer")
+
+
+def test_dialling_anew_buys_no_fresh_quota():
+    accounts = Accounts()
+    accounts.link_up(PEER)
+    before = accounts.quota(PEER)
+    accounts.link_down(PEER, 1.0)
+    accounts.expire(2.0)
+    accounts.link_up(PEER)
+    assert accounts.quota(PEER) is before
+
+
+def test_strikes_outlive_a_link_and_the_third_cuts():
+    accounts = Accounts()
+    for now in (1.0, 2.0):
+        accounts.link_up(PEER)
+        assert not accounts.strike(PEER, now)
+        accounts.link_down(PEER, now)
+        assert accounts.may_link(PEER, now)
+    accounts.link_up(PEER)
+    assert accounts.strike(PEER, 3.0)
+    assert not accounts.may_link(PEER, 3.0)
+
+
+def test_who_was_cut_is_let_in_after_30_s_with_a_clean_account():
+    accounts = Accounts()
+    accounts.link_up(PEER)
+    worn = accounts.quota(PEER)
+    accounts.cut(PEER, 10.0)
+    # What it still sends on the link that is being closed is charged as before, and no new cut.
+    assert accounts.quota(PEER) is worn
+    assert not accounts.strike(PEER, 10.0)
+    accounts.link_down(PEER, 10.1)
+    assert not accounts.may_link(PEER, 10.0 + quota.CUT_FOR_S - 0.1)
+    assert accounts.may_link(PEER, 10.0 + quota.CUT_FOR_S)
+    accounts.link_up(PEER)
+    assert accounts.quota(PEER) is not worn
+    assert [accounts.strike(PEER, 50.0) for _ in range(3)] == [False, False, True]
+
+
+def test_accounts_of_who_is_gone_are_forgotten_and_no_others():
+    accounts = Accounts()
+    peers = [NodeId.parse(f"spiffe://test/node/p{number}") for number in range(3)]
+    for peer in peers:
+        accounts.link_up(peer)
+    accounts.link_down(peers[0], 1.0)
+    accounts.cut(peers[1], 1.0)
+    accounts.link_down(peers[1], 1.0)
+    accounts.expire(1.0 + quota.REMEMBERED_S)
+    assert [accounts.quota(peer) is None for peer in peers] == [True, True, False]
+
+
+def test_nobody_is_forgotten_while_it_may_not_link(monkeypatch):
+    monkeypatch.setattr(quota, "CUT_FOR_S", 600.0)
+    accounts = Accounts()
+    accounts.link_up(PEER)
+    accounts.cut(PEER, 1.0)
+    accounts.link_down(PEER, 1.0)
+    accounts.expire(1.0 + quota.REMEMBERED_S)
+    assert not accounts.may_link(PEER, 1.0 + quota.REMEMBERED_S)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from plumtree_quic import (
 from plumtree_quic.driver import _Blocked
 from plumtree_quic.messages import Lane, MemberState
 from plumtree_quic.net.link import CloseCode
+from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.proto.effects import Deliver, Link, Strike, Unlink
 from tests.node.test_node import cluster, collect, node, quic
 
@@ -128,9 +130,46 @@ async def test_strikes_are_counted_across_a_replaced_link(pki):
         await until(lambda: driver._endpoint.link(b.id) is not old)
         driver._perform([Strike(b.id, "three")], driver._loop.time())
         driver._schedule_turn()
-        # The pair may be linked again at once; what counts is that this link was ended.
         assert driver._endpoint.link(b.id).close_code == CloseCode.PROTOCOL_ERROR
-        await until(lambda: b.id not in driver._strikes)
+        await until(lambda: driver._endpoint.link(b.id) is None)
+
+
+async def test_who_was_cut_gets_no_new_link_for_a_while_and_then_begins_anew(pki, monkeypatch):
+    monkeypatch.setattr("plumtree_quic.net.quota.CUT_FOR_S", 2.0)
+    eager = functools.partial(NetSettings, refused_floor_s=0.0, redial_s=(0.1, 0.2))
+    monkeypatch.setattr("plumtree_quic.driver.NetSettings", eager)
+    refused = []
+
+    class Watch(Delegate):
+        def on_security_event(self, kind, fields):
+            refused.append((kind, fields.get("step")))
+
+    async with cluster(pki, "ab", delegates={"a": Watch()}) as (a, b):
+        driver = a._driver
+        driver._perform([Strike(b.id, "bad")] * 3, driver._loop.time())
+        driver._schedule_turn()
+        await until(lambda: driver._endpoint.link(b.id) is None)
+        await until(lambda: ("handshake.rejected", 12) in refused)
+        # Having been without a link is what it pays; then nothing is held against it.
+        await until(lambda: driver._endpoint.link(b.id) is not None)
+        driver._perform([Strike(b.id, "bad")], driver._loop.time())
+        await b.broadcast(b"sorry")
+        await until(lambda: a.stats()["messages_delivered"] == 1)
+
+
+async def test_frames_that_break_the_protocol_are_strikes_across_links(pki, monkeypatch):
+    monkeypatch.setattr("plumtree_quic.net.quota.CUT_FOR_S", 3600.0)
+    async with cluster(pki, "ab") as (a, b):
+        driver = a._driver
+        for _ in range(3):
+            await until(lambda: b._driver._endpoint.link(a.id) is not None)
+            link = b._driver._endpoint.link(a.id)
+            # A frame of a kind that no lane has.
+            link.engine.send_stream_data(link._out[Lane.GOSSIP].stream_id, b"\x01\xff")
+            b._driver._endpoint._touched[link] = None
+            b._driver._schedule_turn()
+            await until(lambda link=link: b._driver._endpoint.link(a.id) is not link)
+        await until(lambda: not driver._accounts.may_link(b.id, driver._loop.time()))
 
 
 # --- errors of our own --------------------------------------------------------------------------
