@@ -82,7 +82,11 @@ WIRED = {
         "tests/proto/test_plumtree.py",
         "tests/node/test_signed.py",
     ),
-    "plumtree_quic/driver.py": ("tests/node/test_policy.py", "tests/node/test_quota.py"),
+    "plumtree_quic/driver.py": (
+        "tests/node/test_policy.py",
+        "tests/node/test_quota.py",
+        "tests/node/test_robustness.py",
+    ),
     "plumtree_quic/node.py": (
         "tests/node/test_lists.py",
         "tests/node/test_policy.py",
@@ -151,6 +155,14 @@ ALSO = (
     (_QUOTA, "if self._bytes.level <= 0:", "if False:"),
     (_QUOTA, "if now - self._since >= CUT_AFTER_S and not self._cut:", "if False:"),
     (_QUOTA, "if now - self._since >= DEMOTE_AFTER_S and not self._demoted:", "if False:"),
+    (_QUOTA, "if account.strikes < STRIKES_MAX:", "if True:"),
+    (_QUOTA, "return account is None or account.cut_until <= now", "return True"),
+    (_QUOTA, "if since is not None and since + REMEMBERED_S <= now", "if since is not None"),
+    (
+        _QUOTA,
+        "setdefault(peer, _Account())",
+        "__setitem__(peer, _Account()) or self._accounts[peer]",
+    ),
     (
         "plumtree_quic/net/link.py",
         "(self.engine.peer_not_after, self._own_not_after)",
@@ -192,6 +204,9 @@ ALSO = (
         "return revocation.is_revoked(",
     ),
     (_DRIVER, "self._endpoint.judge_links(now)", "pass"),
+    (_DRIVER, "self._accounts.may_link(peer, self._loop.time())", "True"),
+    (_DRIVER, "if code == CLOSE_PROTOCOL_ERROR and not by_peer:", "if False:"),
+    (_DRIVER, "if self._accounts.strike(effect.peer, now):", "if False:"),
     ("plumtree_quic/node.py", "if not driver.policy.may_publish(self.id, (topic,)):", "if False:"),
     (
         "plumtree_quic/security/identity.py",
