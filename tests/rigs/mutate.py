@@ -158,11 +158,7 @@ ALSO = (
     (_QUOTA, "if account.strikes < STRIKES_MAX:", "if True:"),
     (_QUOTA, "return account is None or account.cut_until <= now", "return True"),
     (_QUOTA, "if since is not None and since + REMEMBERED_S <= now", "if since is not None"),
-    (
-        _QUOTA,
-        "setdefault(peer, _Account())",
-        "__setitem__(peer, _Account()) or self._accounts[peer]",
-    ),
+    (_QUOTA, "account.quota, account.strikes = PeerQuota(), 0", "pass"),
     (
         "plumtree_quic/net/link.py",
         "(self.engine.peer_not_after, self._own_not_after)",
