@@ -39,6 +39,7 @@ from plumtree_quic.messages import (
     Rows,
     Wanted,
 )
+from plumtree_quic.proto.directory import Directory
 from plumtree_quic.proto.effects import (
     Deliver,
     Effect,
@@ -101,6 +102,7 @@ class Core:
         wall_ms: the wall clock in milliseconds, for validity dates alone.
         judge: asked once about each new bundle of a known origin before it is forwarded; False
             refuses it at this node.
+        directory: members that are known from the start (simulations).
     """
 
     def __init__(
@@ -113,15 +115,16 @@ class Core:
         make_fact: Callable[[MemberKey, int, int, MemberState], Fact],
         wall_ms: Callable[[], int],
         judge: Callable[[Bundle], bool] | None = None,
+        directory: Directory | None = None,
     ) -> None:
         self.me = record.node_id
         self._probe_timeout_s = config.probe_timeout
         self.key = member_key(record.node_id)
-        self.table = Members(record, wall_ms)
-        self._overlay = Overlay(record.node_id, config)
+        self.table = Members(record, wall_ms, directory)
+        self._overlay = Overlay(record.node_id, config, directory)
         self._swim = Swim(self.table, config, rng, make_record, make_fact, self._overlay.is_monitor)
         self._plumtree = Plumtree(self.key, record.epoch, config, rng)
-        self._seeds = Seeds(record.addresses, rng)
+        self._seeds = Seeds(record.addresses, rng, directory)
         self._links: dict[NodeId, _LinkState] = {}
         self._unwanted: dict[NodeId, float] = {}
         self._judge = judge
@@ -134,7 +137,10 @@ class Core:
 
     def start(self, now: float) -> list[Effect]:
         """Begin; call once, before any other input."""
-        return self._settle(self._swim.start(now), now)
+        effects = self._settle(self._swim.start(now), now)
+        effects += self._settle(self._overlay.start(now), now)
+        self._plumtree.set_overlay(self._overlay.protected(), mesh=self._overlay.is_mesh())
+        return effects
 
     def seeds(self, addresses: Sequence[str], now: float) -> list[Effect]:
         """Dial these addresses now and again later until they answer or belong to a member."""

@@ -6,13 +6,13 @@ until the `valid_until` of their newest record: no record of that life can enter
 forgetting them is safe.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 
 import attrs
 
 from plumtree_quic.ids import MemberKey, NodeId, member_key
 from plumtree_quic.messages import Fact, MemberState, Record, Row
+from plumtree_quic.proto.directory import BUCKETS, HASH_BYTES, Directory, hash_row, new_row_hash
 
 __all__ = [
     "BUCKETS",
@@ -24,15 +24,11 @@ __all__ = [
 ]
 
 MEMBERS_MAX = 10_000
-BUCKETS = 256
-HASH_BYTES = 8
 # A clock may be wrong, but not by more than a day (ARCHITECTURE section 5).
 EPOCH_AHEAD_MS = 24 * 3600 * 1000
 # An honest member raises its incarnation by one, and above what a peer showed it of its own past.
 INCARNATION_STEP_MAX = 1 << 16
-# Both sides must hash alike; the key only keeps these hashes apart from all others.
-_HASH_KEY = b"plumtree-quic/1 member rows"
-_EMPTY = hashlib.blake2b(b"", digest_size=HASH_BYTES, key=_HASH_KEY).digest()
+_EMPTY = new_row_hash().digest()
 
 _ALIVE, _SUSPECT = MemberState.ALIVE, MemberState.SUSPECT
 _DEAD, _LEFT = MemberState.DEAD, MemberState.LEFT
@@ -81,15 +77,27 @@ class Members:
     Args:
         own: our own record.
         wall_ms: the wall clock in milliseconds since 1970, for validity dates alone.
+        directory: members that are known, and alive, from the start. A row of our own takes the
+            place of one of these once somebody needs to change it.
     """
 
-    def __init__(self, own: Record, wall_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, own: Record, wall_ms: Callable[[], int], directory: Directory | None = None
+    ) -> None:
         self._wall_ms = wall_ms
         self.me = member_key(own.node_id)
         self._rows: dict[MemberKey, Member] = {}
-        self._buckets: list[dict[MemberKey, Member]] = [{} for _ in range(BUCKETS)]
+        self._shared: dict[MemberKey, Record] = {}
+        self._shared_buckets: tuple[tuple[MemberKey, ...], ...] = ((),) * BUCKETS
         self._hashes: list[bytes | None] = [_EMPTY] * BUCKETS
-        self._alive = 0
+        if directory is not None:
+            self._shared = directory.records
+            self._shared_buckets = directory.buckets
+            self._hashes = list(directory.hashes)
+        # Of the shared rows: those that are forgotten here.
+        self._dropped: dict[MemberKey, None] = {}
+        self._buckets: dict[int, dict[MemberKey, Member]] = {}
+        self._count = self._alive = len(self._shared) - (self.me in self._shared)
         self._tombstones: dict[MemberKey, None] = {}
         self._own = Member(self.me, own, own.epoch, own.incarnation, _ALIVE, told=_ALIVE)
         self._insert(self._own)
@@ -108,15 +116,26 @@ class Members:
 
     def get(self, key: MemberKey) -> Member | None:
         """The row of `key`."""
-        return self._rows.get(key)
+        row = self._rows.get(key)
+        if row is None and key in self._shared and key not in self._dropped:
+            row = self._rows[key] = _met(key, self._shared[key])
+            self._buckets.setdefault(key[0], {})[key] = row
+        return row
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(self._rows.values())
+        """All rows, to look at."""
+        yield from self._rows.values()
+        for key, record in self._shared.items():
+            if key not in self._rows and key not in self._dropped:
+                yield _met(key, record)
+
+    def __len__(self) -> int:
+        return self._count
 
     def members(self) -> list[tuple[Record, MemberState]]:
         """All that the application was told of, ourselves included, in order of their ids."""
         return sorted(
-            ((row.record, row.state) for row in self._rows.values() if row.told is not None),
+            ((row.record, row.state) for row in self if row.told is not None),
             key=lambda pair: pair[0].node_id,
         )
 
@@ -131,17 +150,22 @@ class Members:
     def state_of(self, key: MemberKey) -> MemberState | None:
         """What we hold `key` for; None for a stranger."""
         row = self._rows.get(key)
-        return row.state if row is not None else None
+        if row is not None:
+            return row.state
+        return _ALIVE if self._shared_record(key) is not None else None
 
     def record_of(self, key: MemberKey) -> Record | None:
         """The newest record of `key`."""
         row = self._rows.get(key)
-        return row.record if row is not None else None
+        return row.record if row is not None else self._shared_record(key)
+
+    def _shared_record(self, key: MemberKey) -> Record | None:
+        return None if key in self._dropped else self._shared.get(key)
 
     def node_id_of(self, key: MemberKey) -> NodeId | None:
         """Who `key` stands for, when we know."""
-        row = self._rows.get(key)
-        return row.record.node_id if row is not None else None
+        record = self.record_of(key)
+        return record.node_id if record is not None else None
 
     def is_expired(self, record: Record) -> bool:
         """Whether `record` is past its `valid_until`."""
@@ -164,9 +188,9 @@ class Members:
             return "record expired"
         if record.epoch > self._wall_ms() + EPOCH_AHEAD_MS:
             return "epoch more than 24 h ahead"
-        row = self._rows.get(member_key(record.node_id))
+        row = self.get(member_key(record.node_id))
         if row is None:
-            full = len(self._rows) >= MEMBERS_MAX and not self._tombstones
+            full = self._count >= MEMBERS_MAX and not self._tombstones
             return "table full" if full else None
         if row.record.node_id != record.node_id:
             return "two identities with one key"
@@ -177,7 +201,7 @@ class Members:
 
     def enter(self, record: Record) -> Member:
         """Take in a stranger, alive; nobody is told yet. `refusal` was asked before."""
-        if len(self._rows) >= MEMBERS_MAX:
+        if self._count >= MEMBERS_MAX:
             # Bounded memory wins over a long memory: the oldest tombstone makes room.
             self.forget(next(iter(self._tombstones)))
         key = member_key(record.node_id)
@@ -212,6 +236,9 @@ class Members:
         del self._tombstones[key]
         del self._rows[key]
         del self._buckets[key[0]][key]
+        if key in self._shared:
+            self._dropped[key] = None
+        self._count -= 1
         self._touch(key)
 
     def expire(self) -> int:
@@ -224,7 +251,8 @@ class Members:
 
     def _insert(self, row: Member) -> None:
         self._rows[row.key] = row
-        self._buckets[row.key[0]][row.key] = row
+        self._buckets.setdefault(row.key[0], {})[row.key] = row
+        self._count += 1
         self._alive += 1
         self._touch(row.key)
 
@@ -245,19 +273,19 @@ class Members:
         )
 
     def _hash_of(self, bucket: int) -> bytes:
-        rows = self._buckets[bucket]
-        digest = hashlib.blake2b(digest_size=HASH_BYTES, key=_HASH_KEY)
-        for key in sorted(rows):
-            row = rows[key]
+        digest = new_row_hash()
+        for row in self._bucket(bucket):
             if row.state in (_ALIVE, _SUSPECT):
-                digest.update(
-                    key
-                    + row.epoch.to_bytes(8, "big")
-                    + row.incarnation.to_bytes(8, "big")
-                    + bytes((row.state,))
-                )
-        self._hashes[bucket] = digest.digest()
-        return digest.digest()
+                digest.update(hash_row(row.key, row.epoch, row.incarnation, row.state))
+        self._hashes[bucket] = made = digest.digest()
+        return made
+
+    def _bucket(self, bucket: int) -> list[Member]:
+        """The rows of a bucket in order of their keys, to look at."""
+        own = self._buckets.get(bucket, {})
+        shared = self._shared_buckets[bucket]
+        keys = sorted({*own, *(key for key in shared if key not in self._dropped)})
+        return [own[key] if key in own else _met(key, self._shared[key]) for key in keys]
 
     def differing(self, hashes: bytes) -> tuple[int, ...]:
         """The buckets in which another table, hashed to `hashes`, differs from ours."""
@@ -273,5 +301,12 @@ class Members:
 
     def rows(self, bucket: int) -> list[Row]:
         """All rows of a bucket, tombstones included, sorted by key."""
-        rows = self._buckets[bucket]
-        return [rows[key].row for key in sorted(rows)]
+        return [row.row for row in self._bucket(bucket)]
+
+
+def _met(key: MemberKey, record: Record) -> Member:
+    """The row of a member that is known from the start."""
+    row = Member(key, record, record.epoch, record.incarnation, _ALIVE, told=_ALIVE)
+    # Everybody has heard of it.
+    row.relayed = row.rank
+    return row

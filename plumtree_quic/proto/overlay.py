@@ -7,15 +7,14 @@ list, so nothing is negotiated. Ring 0 also has links two places away; its neigh
 "ring neighbours" that configuration can protect.
 """
 
-import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import NodeId
+from plumtree_quic.proto.directory import Directory, ring_positions
 from plumtree_quic.proto.effects import Effect, Link, Unlink
 
 __all__ = ["MESH_MEMBERS_MAX", "Overlay", "ring_positions"]
@@ -34,27 +33,16 @@ WALK_STEPS_MAX = 32
 _CIRCLE = 1 << 64
 
 
-@lru_cache(maxsize=65536)
-def ring_positions(node_id: NodeId, rings: int) -> tuple[int, ...]:
-    """Where `node_id` stands on each ring: BLAKE2b(NodeId, ring number), as 64-bit integers."""
-    return tuple(
-        int.from_bytes(
-            hashlib.blake2b(
-                node_id.encode("ascii"), digest_size=8, salt=ring.to_bytes(2, "big")
-            ).digest(),
-            "big",
-        )
-        for ring in range(rings)
-    )
-
-
 _Place = tuple[NodeId, ...]
 """Candidates for one place, nearest first; all but the last one failed or are suspected."""
 
 
 @attrs.define
 class _Ring:
-    """One ring, and what was found on it around us. dirty: find it again."""
+    """One ring, and what was found on it around us. dirty: find it again.
+
+    shared: others use these holders, too.
+    """
 
     needed: int
     own: int = 0
@@ -66,6 +54,13 @@ class _Ring:
     highest: int = 0
     whole: bool = True
     dirty: bool = True
+    shared: bool = False
+
+    def own_holders(self) -> list[tuple[int, NodeId]]:
+        """The holders, to be changed."""
+        if self.shared:
+            self.holders, self.shared = self.holders.copy(), False
+        return self.holders
 
     def concerns(self, position: int) -> bool:
         """Whether somebody at `position` stands between us and those whom we walked to."""
@@ -82,9 +77,12 @@ class Overlay:
         me: our own id; it stands on the rings like any other.
         config: eager_fanout + lazy_fanout give the number of rings, max_peers the size of the
             mesh and, when set, the most links; max_lazy_peers the most links beside eager_fanout.
+        directory: members that are known from the start.
     """
 
-    def __init__(self, me: NodeId, config: PlumtreeConfig) -> None:
+    def __init__(
+        self, me: NodeId, config: PlumtreeConfig, directory: Directory | None = None
+    ) -> None:
         self.me = me
         self._config = config
         count = -(-(config.eager_fanout + config.lazy_fanout) // 2)
@@ -93,6 +91,13 @@ class Overlay:
             _Ring(needed=2 if ring == 0 else 1, own=own[ring], holders=[(own[ring], me)])
             for ring in range(count)
         ]
+        # Everybody, ourselves included, and where they can be dialled.
+        self._addresses: dict[NodeId, tuple[str, ...]] = {me: ()}
+        self._shares_addresses = False
+        if directory is not None:
+            self._addresses, self._shares_addresses = directory.addresses, True
+            for ring, holders in zip(self._rings, directory.holders(count), strict=True):
+                ring.holders, ring.shared = holders, True
         self._mesh = True
         self._mesh_max = config.max_peers or MESH_MEMBERS_MAX
         bounds = [2 * count + 2]
@@ -103,7 +108,6 @@ class Overlay:
         if config.max_lazy_peers is not None:
             self._mesh_links_max = config.eager_fanout + config.max_lazy_peers
             self._links_max = min(self._links_max, self._mesh_links_max)
-        self._addresses: dict[NodeId, tuple[str, ...]] = {}
         self._suspects: dict[NodeId, None] = {}
         self._failed: dict[NodeId, None] = {}
         self._linked: dict[NodeId, None] = {}
@@ -115,16 +119,21 @@ class Overlay:
 
     # --- inputs ---------------------------------------------------------------------------------
 
+    def start(self, now: float) -> list[Effect]:
+        """Want what the members that are known from the start make us want."""
+        return self._follow(now)
+
     def member_alive(self, node_id: NodeId, addresses: Sequence[str], now: float) -> list[Effect]:
         """A member joined, changed its addresses, or refuted a suspicion."""
         if node_id == self.me:
             return []
         effects: list[Effect] = []
         known = self._addresses.get(node_id)
-        self._addresses[node_id] = tuple(addresses)
+        if known != tuple(addresses):
+            self._own_addresses()[node_id] = tuple(addresses)
         if known is None:
             for ring, position in zip(self._rings, self._positions(node_id), strict=True):
-                insort(ring.holders, (position, node_id))
+                insort(ring.own_holders(), (position, node_id))
                 ring.dirty = ring.dirty or ring.concerns(position)
         elif known != tuple(addresses):
             if node_id in self._wanted:
@@ -142,10 +151,12 @@ class Overlay:
 
     def member_gone(self, node_id: NodeId, now: float) -> list[Effect]:
         """A member is dead or has left."""
-        if self._addresses.pop(node_id, None) is None:
+        if node_id not in self._addresses or node_id == self.me:
             return []
+        del self._own_addresses()[node_id]
         for ring, position in zip(self._rings, self._positions(node_id), strict=True):
-            del ring.holders[bisect_left(ring.holders, (position, node_id))]
+            holders = ring.own_holders()
+            del holders[bisect_left(holders, (position, node_id))]
             ring.dirty = ring.dirty or node_id in ring.walked
         self._suspects.pop(node_id, None)
         self._failed.pop(node_id, None)
@@ -238,6 +249,11 @@ class Overlay:
 
     # --- the rings ------------------------------------------------------------------------------
 
+    def _own_addresses(self) -> dict[NodeId, tuple[str, ...]]:
+        if self._shares_addresses:
+            self._addresses, self._shares_addresses = self._addresses.copy(), False
+        return self._addresses
+
     def _positions(self, node_id: NodeId) -> tuple[int, ...]:
         return ring_positions(node_id, len(self._rings))
 
@@ -303,7 +319,7 @@ class Overlay:
     def _follow(self, now: float) -> list[Effect]:
         """Want what should be wanted now; note what is not wanted any more."""
         changed = self._choose_mode()
-        if self._mesh and len(self._desired) != len(self._addresses):
+        if self._mesh and len(self._desired) != len(self._addresses) - 1:
             # A mesh wants a newcomer wherever it stands, also where no ring of ours has changed.
             changed = True
         for ring in self._rings:
@@ -314,7 +330,7 @@ class Overlay:
             self._schedule_drop(now)
             return []
         if self._mesh:
-            self._desired = dict.fromkeys(self._addresses)
+            self._desired = {each: None for each in self._addresses if each != self.me}
         else:
             self._desired = {}
             for node_id in self._ring_neighbours():
@@ -338,7 +354,7 @@ class Overlay:
         return effects
 
     def _choose_mode(self) -> bool:
-        members = len(self._addresses) + 1
+        members = len(self._addresses)
         too_many = self._mesh_links_max is not None and members - 1 > self._mesh_links_max
         was = self._mesh
         if self._mesh:

@@ -10,6 +10,7 @@ from random import Random
 import attrs
 
 from plumtree_quic.ids import NodeId
+from plumtree_quic.proto.directory import Directory
 from plumtree_quic.proto.effects import DialSeed
 
 __all__ = ["Seeds"]
@@ -51,14 +52,20 @@ class Seeds:
     Args:
         own_addresses: never dialled.
         rng: for the jitter.
+        directory: members that are known from the start.
     """
 
-    def __init__(self, own_addresses: Iterable[str], rng: Random) -> None:
+    def __init__(
+        self, own_addresses: Iterable[str], rng: Random, directory: Directory | None = None
+    ) -> None:
         self._own = frozenset(own_addresses)
         self._rng = rng
         self._seeds: dict[str, _Seed] = {}
         self._alive: dict[NodeId, tuple[str, ...]] = {}
         self._served: dict[str, int] = {}
+        self._shares = directory is not None
+        if directory is not None:
+            self._alive, self._served = directory.addresses, directory.served
         self._dead: dict[NodeId, _Dead] = {}
         self._dead_dial_at = float("-inf")
         self._wake_at: float | None = None
@@ -105,6 +112,8 @@ class Seeds:
         """A member lives at these addresses: seeds among them need no dial."""
         del now
         self._dead.pop(node_id, None)
+        if self._alive.get(node_id) == tuple(addresses):
+            return
         self._forget_alive(node_id)
         self._alive[node_id] = tuple(addresses)
         for address in addresses:
@@ -194,6 +203,10 @@ class Seeds:
         return [DialSeed(address)]
 
     def _forget_alive(self, node_id: NodeId) -> None:
+        """What follows may be changed, too."""
+        if self._shares:
+            self._alive, self._served = self._alive.copy(), self._served.copy()
+            self._shares = False
         for address in self._alive.pop(node_id, ()):
             self._served[address] -= 1
             if not self._served[address]:

@@ -2,7 +2,7 @@
 protocol lives here, only what node and driver would do with the core's effects.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 
 from plumtree_quic import wire
@@ -25,6 +25,7 @@ from plumtree_quic.messages import (
     Wanted,
 )
 from plumtree_quic.proto.core import Core
+from plumtree_quic.proto.directory import Directory
 from plumtree_quic.proto.effects import (
     Deliver,
     DialSeed,
@@ -41,7 +42,7 @@ from plumtree_quic.security.gate import Gate, Refusal
 from plumtree_quic.security.keyring import Verdict
 from plumtree_quic.security.signatures import Kind, fact_kind
 from plumtree_quic.sim.faults import CALM, Blow, Storm, Weather
-from plumtree_quic.sim.keys import Authority, SimRing
+from plumtree_quic.sim.keys import Authority, SimKey, SimRing
 from plumtree_quic.sim.network import End, Network, Time
 from plumtree_quic.sim.network import Link as NetLink
 from plumtree_quic.sim.report import Journal, Life, Report, Violation
@@ -107,47 +108,54 @@ class Host:
             differs=lambda bundle: self.core.differs(bundle),  # noqa: PLW0108
         )
         self.refusals: list[tuple[NodeId, Refusal]] = []
-        own = member_key(self.id)
+        self.core = self._make_core(None)
 
-        def make_record(incarnation: int) -> Record:
-            cluster.journal.check_incarnation(self.life, incarnation)
-            key = self.key
-            return wire.build_record(
-                node_id=self.id,
-                epoch=epoch,
-                incarnation=incarnation,
-                addresses=(_address(name),),
-                valid_until=cluster.wall_ms() + RECORD_VALID_MS,
-                chain=key.chain,
-                algorithm=key.algorithm,
-                key_id=key.key_id,
-                signed_at=cluster.wall_ms(),
-                sign=key.sign(Kind.RECORD),
-            )
+    def _make_core(self, directory: Directory | None) -> Core:
+        return Core(
+            self._make_record(0),
+            self.config,
+            Random(f"{self.cluster.seed} core {self.name} {self.epoch}"),
+            make_record=self._make_record,
+            make_fact=self._make_fact,
+            wall_ms=self.cluster.wall_ms,
+            directory=directory,
+        )
 
-        def make_fact(
-            subject: MemberKey, subject_epoch: int, incarnation: int, state: MemberState
-        ) -> Fact:
-            key = self.key
-            return wire.build_fact(
-                subject=subject,
-                epoch=subject_epoch,
-                incarnation=incarnation,
-                state=state,
-                signer=own,
-                algorithm=key.algorithm,
-                key_id=key.key_id,
-                signed_at=cluster.wall_ms(),
-                sign=key.sign(fact_kind(state)),
-            )
+    def meet(self, directory: Directory, keys: Mapping[bytes, SimKey]) -> None:
+        """Before the start: know all of these, as if they had been met long ago."""
+        self.ring.meet(keys)
+        self.core = self._make_core(directory)
 
-        self.core = Core(
-            make_record(0),
-            config,
-            Random(f"{cluster.seed} core {name} {epoch}"),
-            make_record=make_record,
-            make_fact=make_fact,
-            wall_ms=cluster.wall_ms,
+    def _make_record(self, incarnation: int) -> Record:
+        cluster, key = self.cluster, self.key
+        cluster.journal.check_incarnation(self.life, incarnation)
+        return wire.build_record(
+            node_id=self.id,
+            epoch=self.epoch,
+            incarnation=incarnation,
+            addresses=(_address(self.name),),
+            valid_until=cluster.wall_ms() + RECORD_VALID_MS,
+            chain=key.chain,
+            algorithm=key.algorithm,
+            key_id=key.key_id,
+            signed_at=cluster.wall_ms(),
+            sign=key.sign(Kind.RECORD),
+        )
+
+    def _make_fact(
+        self, subject: MemberKey, subject_epoch: int, incarnation: int, state: MemberState
+    ) -> Fact:
+        key = self.key
+        return wire.build_fact(
+            subject=subject,
+            epoch=subject_epoch,
+            incarnation=incarnation,
+            state=state,
+            signer=member_key(self.id),
+            algorithm=key.algorithm,
+            key_id=key.key_id,
+            signed_at=self.cluster.wall_ms(),
+            sign=key.sign(fact_kind(state)),
         )
 
     # --- what tests ask and do ------------------------------------------------------------------
@@ -591,11 +599,14 @@ class Cluster:
         if before is not None:
             before.die()
             epoch = max(epoch, before.epoch + 1)
-        host = Host(self, name, epoch, self.config)
-        self.hosts[name] = host
-        self.identities[name] = None
-        self.journal.lives.append(host.life)
+        host = self._place(Host(self, name, epoch, self.config))
         host.start(seeds)
+        return host
+
+    def _place(self, host: Host) -> Host:
+        self.hosts[host.name] = host
+        self.identities[host.name] = None
+        self.journal.lives.append(host.life)
         return host
 
     def grow(self, count: int, *, seeds: int = 1, gap_s: float = 0.0) -> list[Host]:
@@ -614,6 +625,23 @@ class Cluster:
             raise Violation(f"L1: {count} nodes do not agree {within_s:g} s after they started")
         if not self.run(60.0, lambda: self.time.now - self.links_changed_at > STILL_S):
             raise Violation("L1: links come and go for a minute")
+        return hosts
+
+    def converged(self, count: int, *, within_s: float = 30.0) -> list[Host]:
+        """Start `count` nodes that have all met before, and run until their links stand still.
+
+        What a cluster becomes when it is left in peace, without the way there: each knows all.
+        """
+        hosts = [Host(self, f"n{i:03}", self.wall_ms(), self.config) for i in range(count)]
+        directory = Directory([host.core.record for host in hosts])
+        keys = self.authority.issued()
+        for host in hosts:
+            host.meet(directory, keys)
+            self._place(host)
+        for host in hosts:
+            host.start(())
+        if not self.run(within_s, lambda: self.time.now - self.links_changed_at > STILL_S):
+            raise Violation(f"L1: links come and go for {within_s:g} s")
         return hosts
 
     def crash(self, name: str) -> None:

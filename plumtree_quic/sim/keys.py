@@ -7,7 +7,7 @@ can sign with nothing but what it was issued.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
@@ -56,6 +56,10 @@ class Authority:
         self._issued[key.key_id] = key
         return key
 
+    def issued(self) -> dict[bytes, SimKey]:
+        """All keys so far, by key_id."""
+        return dict(self._issued)
+
     def find(self, key_id: bytes) -> SimKey | None:
         """The key with this id, if it was ever issued."""
         return self._issued.get(key_id)
@@ -68,7 +72,16 @@ class SimRing:
         self._authority = authority
         self._wall_ms = wall_ms
         self._known: dict[bytes, None] = {own.key_id: None}
+        # What whoever has met everybody before knows: shared, and never changed here.
+        self._met: Mapping[bytes, SimKey] = {}
         self.revoked: set[bytes] = set()
+
+    def meet(self, keys: Mapping[bytes, SimKey]) -> None:
+        """Know all of these from the start."""
+        self._met = keys
+
+    def _knows(self, key_id: bytes) -> bool:
+        return key_id in self._known or key_id in self._met
 
     def check_bundle(self, bundle: Bundle, now: float) -> Verdict:  # noqa: ARG002
         """As KeyRing's."""
@@ -82,7 +95,7 @@ class SimRing:
         """As KeyRing's."""
         if not record.chain or key_id_of(record.chain[0]) != record.key_id:
             return Verdict.UNTRUSTED
-        if record.key_id not in self._known and not self.offer(record.chain, now):
+        if not self._knows(record.key_id) and not self.offer(record.chain, now):
             return Verdict.UNTRUSTED
         if record.valid_until < self._wall_ms():
             return Verdict.TOO_OLD
@@ -98,13 +111,13 @@ class SimRing:
 
     def chain(self, key_id: bytes) -> tuple[bytes, ...] | None:
         """As KeyRing's."""
-        key = self._authority.find(key_id) if key_id in self._known else None
+        key = self._authority.find(key_id) if self._knows(key_id) else None
         return key.chain if key is not None else None
 
     def _check(self, thing: Bundle | Fact | Record, kind: Kind, speaker: bytes) -> Verdict:
         if thing.algorithm is SignatureAlgorithm.NONE:
             return Verdict.UNSIGNED
-        key = self._authority.find(thing.key_id) if thing.key_id in self._known else None
+        key = self._authority.find(thing.key_id) if self._knows(thing.key_id) else None
         if key is None:
             return Verdict.UNKNOWN_KEY
         if thing.key_id in self.revoked:
