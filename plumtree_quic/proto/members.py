@@ -94,6 +94,7 @@ class Members:
             self._shared = directory.records
             self._shared_buckets = directory.buckets
             self._hashes = list(directory.hashes)
+        self._joined: bytes | None = None
         # Of the shared rows: those that are forgotten here.
         self._dropped: dict[MemberKey, None] = {}
         self._buckets: dict[int, dict[MemberKey, Member]] = {}
@@ -257,7 +258,7 @@ class Members:
         self._touch(row.key)
 
     def _touch(self, key: MemberKey) -> None:
-        self._hashes[key[0]] = None
+        self._hashes[key[0]] = self._joined = None
 
     # --- comparing tables -----------------------------------------------------------------------
 
@@ -267,10 +268,14 @@ class Members:
         Tombstones do not count: a newcomer never learns of them, and tables that agree about the
         living are equal.
         """
-        return b"".join(
-            self._hash_of(bucket) if cached is None else cached
-            for bucket, cached in enumerate(self._hashes)
-        )
+        if self._joined is None:
+            self._joined = b"".join(
+                [
+                    self._hash_of(bucket) if cached is None else cached
+                    for bucket, cached in enumerate(self._hashes)
+                ]
+            )
+        return self._joined
 
     def _hash_of(self, bucket: int) -> bytes:
         digest = new_row_hash()

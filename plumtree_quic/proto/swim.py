@@ -137,6 +137,13 @@ class _Link:
     ping_tokens: float = PINGS_ANSWERED_BURST
     ping_tokens_at: float = 0.0
 
+    def next_look(self) -> float:
+        """When it may be time to probe, or to judge the probe: what was fresh puts that off."""
+        if self.waiting_since is not None:
+            return self.due
+        quiet_at = self.fresh_at + self.gap_s
+        return quiet_at if quiet_at > self.due else self.due
+
     def may_ping(self, now: float) -> bool:
         """Whether one more ping of this peer is within its rate."""
         earned = (now - self.ping_tokens_at) * PINGS_ANSWERED_PER_S
@@ -375,7 +382,7 @@ class Swim:
     def _next_wake(self) -> float | None:
         waits = [min(link.asked.values()) for link in self._links.values() if link.asked]
         if not self._left:
-            waits += [link.due for link in self._links.values()]
+            waits += [link.next_look() for link in self._links.values()]
             waits += [suspicion.deadline for suspicion in self._suspicions.values()]
             waits += self._unlinked.values()
             waits += [

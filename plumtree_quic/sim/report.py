@@ -163,11 +163,8 @@ class Journal:
     ) -> None:
         """A frame or a datagram arrives."""
         self.frames += 1
-        note = self._hash.update
-        note(pack("!dbI", now, -1 if lane is None else lane, len(body)))
-        note(source.owner.id.encode())
-        note(target.owner.id.encode())
-        note(body)
+        head = pack("!dbI", now, -1 if lane is None else lane, len(body))
+        self._hash.update(b"".join((head, source.mark, target.mark, body)))
 
     def on_sent(self, end: End, message: Message) -> None:
         """A node tells the other end of a link something."""
