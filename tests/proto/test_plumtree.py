@@ -29,6 +29,7 @@ from plumtree_quic.proto.effects import (
     Push,
     Send,
 )
+from plumtree_quic.proto.plumtree import SETTLING_BUNDLES
 from tests.rigs.broadcast import bundle, core, key, node
 
 LAN = PlumtreeConfig.lan(sync=SyncConfig(enabled=False))
@@ -966,6 +967,100 @@ def test_hops_are_hearsay_a_late_announcement_swaps_nothing():
     me.heard(P[1], 1.0, 0.05, 10.0)
     me.receive(P[0], gossip(2, hop=10), 1.0)
     assert me.receive(P[1], ihave(2, hop=1), 1.06) == []
+
+
+# --- settling -----------------------------------------------------------------------------------
+
+
+def ring(links=6):
+    """In an overlay of rings, with a parent; of the second bundle on, its tree settles."""
+    me = up(links, mesh=False)
+    grow(me)
+    for peer in P[1:links]:
+        me.heard(peer, 1.0, 0.05, 10.0)
+    return me
+
+
+def test_a_new_tree_announces_its_next_bundles_at_once_and_later_ones_in_batches():
+    me = ring()
+    at_once = []
+    for seq in range(2, SETTLING_BUNDLES + 5):
+        effects = me.receive(P[0], gossip(seq), float(seq))
+        at_once.append(bool(announced(effects)))
+        me.advance(seq + 0.5)
+    assert at_once == [True] * SETTLING_BUNDLES + [False] * 3
+
+
+def test_the_first_bundle_is_announced_with_the_batch_for_nobody_has_a_parent_yet():
+    assert announced(up(6, mesh=False).receive(P[0], gossip(1), 0.0)) == {}
+
+
+def test_a_burst_announces_one_bundle_an_interval_at_once():
+    me = ring()
+    effects = [me.receive(P[0], gossip(seq), 1.0 + seq / 1000) for seq in range(2, 40)]
+    assert [bool(announced(each)) for each in effects].count(True) == 1
+
+
+def test_who_announces_before_the_parent_pushes_takes_its_place_while_the_tree_settles():
+    me = ring()
+    me.receive(P[1], ihave(2), 1.0)
+    effects = me.receive(P[0], gossip(2), 1.02)
+    assert grafts(effects) == [(P[1], (), True)]
+    assert sent(effects, Prune) == [(P[0], Prune((ORIGIN,)))]
+    assert me.parent(ORIGIN) == P[1]
+
+
+@pytest.mark.parametrize("lead_s", [0.0, 0.05 / 9])
+def test_a_lead_of_less_than_an_eighth_of_the_round_trip_is_jitter(lead_s):
+    me = ring()
+    me.receive(P[1], ihave(2), 1.0)
+    me.receive(P[0], gossip(2), 1.0 + lead_s)
+    assert me.parent(ORIGIN) == P[0]
+
+
+def test_a_settled_tree_is_changed_by_no_announcement_however_early():
+    me = ring()
+    for seq in range(2, SETTLING_BUNDLES + 2):
+        me.receive(P[0], gossip(seq), float(seq))
+    me.receive(P[1], ihave(30), 100.0)
+    me.receive(P[0], gossip(30), 100.1)
+    assert me.parent(ORIGIN) == P[0]
+
+
+def test_in_a_full_mesh_nothing_settles_for_every_node_is_next_to_the_origin():
+    me = up(6)
+    grow(me)
+    assert announced(me.receive(P[0], gossip(2), 1.0)) == {}
+    me.receive(P[1], ihave(3), 2.0)
+    me.receive(P[0], gossip(3), 2.2)
+    assert me.parent(ORIGIN) == P[0]
+
+
+def test_who_announced_and_did_not_serve_is_not_believed_while_the_tree_settles():
+    me = ring()
+    me.receive(P[1], ihave(2), 1.0)
+    # The parent is silent; the announcer is asked, and does not answer.
+    me.advance(1.0 + LAN.graft_timeout)
+    me.advance(1.0 + 4 * LAN.graft_timeout)
+    me.receive(P[0], gossip(2), 3.0)
+    me.receive(P[0], gossip(3), 3.1)
+    me.receive(P[0], gossip(4), 3.2)
+    me.receive(P[0], gossip(5), 3.3)
+    assert me.parent(ORIGIN) == P[0]
+    me.receive(P[1], ihave(6), 4.0)
+    me.receive(P[0], gossip(6), 4.1)
+    assert me.parent(ORIGIN) == P[0]
+
+
+def test_a_torn_tree_settles_again():
+    me = ring()
+    for seq in range(2, SETTLING_BUNDLES + 3):
+        me.receive(P[0], gossip(seq), float(seq))
+        me.advance(seq + 0.5)
+    me.link_down(P[0], 50.0)
+    parent = me.parent(ORIGIN)
+    assert parent is not None
+    assert announced(me.receive(parent, gossip(40), 51.0))
 
 
 # --- congestion ---------------------------------------------------------------------------------
