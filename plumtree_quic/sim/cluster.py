@@ -580,7 +580,7 @@ class Cluster:
         self.network = Network(self.time, f"{seed} network", weather, self.journal.on_frame)
         self.hosts: dict[str, Host] = {}
         self.identities: dict[str, None] = {}
-        self.links_changed_at = START_S
+        self.began = self.links_changed_at = START_S
         self.authority = Authority(seed)
         self.liars = self.journal.liars
         self.time.after(WATCH_EVERY_S, self._watch)
@@ -652,6 +652,8 @@ class Cluster:
         """SIGKILL."""
         host = self.hosts.pop(name)
         self.journal.crashes.append((self.time.now, host.life))
+        if self.journal.tell is not None:
+            self.journal.tell(f"{self.time.now:.6f} {name} is killed")
         host.die()
 
     def superseded(self, host: Host) -> None:
@@ -783,7 +785,7 @@ class Cluster:
                     return
                 self.crash(name)
                 if blow.seconds:
-                    self.time.after(blow.seconds, self._restart, name)
+                    self.time.after(blow.seconds, self.restart, name)
             case "pause":
                 host = self.hosts.get(blow.names[0])
                 if host is not None and host.awake():
@@ -799,7 +801,8 @@ class Cluster:
                 assert blow.weather is not None
                 self.network.weather = blow.weather
 
-    def _restart(self, name: str) -> None:
+    def restart(self, name: str) -> None:
+        """Start a node that is not running again; it knows three others."""
         if name not in self.hosts:
             self.start(name, *[each for each in self.identities if each != name][:3])
 
