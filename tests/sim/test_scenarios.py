@@ -15,7 +15,7 @@ def figures(outcome):
 
 
 def test_stable_every_message_reaches_everybody_once_and_nearly_as_fast_as_by_flooding():
-    run = Run(nodes=60, seed=1)
+    run = Run(nodes=40, seed=1)
     outcome = play(SCENARIOS["stable"], run)
     assert outcome.holds, outcome
     got = figures(outcome)
@@ -27,7 +27,7 @@ def test_stable_every_message_reaches_everybody_once_and_nearly_as_fast_as_by_fl
 
 
 def test_origins_trees_of_many_origins_cost_nothing_more():
-    outcome = play(SCENARIOS["origins"], Run(nodes=30, seed=2))
+    outcome = play(SCENARIOS["origins"], Run(nodes=20, seed=2))
     assert outcome.holds, outcome
     assert (
         figures(outcome)["rmr of the first bundles"]
@@ -50,7 +50,7 @@ def test_partition_two_halves_become_one_again():
 def test_the_same_seed_gives_the_same_run_and_another_seed_another_one():
     traces = []
     for seed in (5, 5, 6):
-        run = Run(nodes=20, seed=seed)
+        run = Run(nodes=6, seed=seed)
         play(SCENARIOS["origins"], run)
         traces.append(run.cluster.journal.trace())
     assert traces[0] == traces[1] != traces[2]
