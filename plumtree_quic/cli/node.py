@@ -249,6 +249,10 @@ async def _print(subscription: Subscription, stop: asyncio.Event) -> None:
         # What is still buffered must not raise again at exit (Python's "Note on SIGPIPE").
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         stop.set()
+    except OSError as error:
+        _say(f"error: standard output cannot be written: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stop.set()
     except PlumtreeError as error:
         _say(f"error: {error}")
         stop.set()
@@ -291,6 +295,8 @@ def _read_lines(
                 rest = rest[: PAYLOAD_BYTES_MAX + 1]
                 hand_over(whole)
             hand_over([rest] if rest else [])
+        except OSError as error:  # a terminal that is gone, for one
+            _say(f"standard input cannot be read: {error.strerror}; no more lines are sent")
         except RuntimeError:
             return  # the loop is closed: the node is gone
 

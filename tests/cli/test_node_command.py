@@ -383,6 +383,85 @@ def test_no_node_behind_the_socket(files):
     assert "no node answers" in refused("status", "--state-dir", str(files))
 
 
+@contextlib.contextmanager
+def ended(process):
+    """`process`, ended whatever comes, its pipes closed."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def through_a_shell(redirection, *arguments):
+    """The command as a shell starts it with that redirection."""
+    return ["sh", "-c", f'exec "$@" {redirection}', "sh", *PROGRAM, *arguments]
+
+
+@pytest.mark.parametrize("flags", [(), ("--stdin",), ("--print",)])
+def test_a_node_whose_standard_input_is_closed_runs_like_any_other(files, flags):
+    state = ("--state-dir", str(files / "s"))
+    process = subprocess.Popen(
+        through_a_shell("<&-", "node", "--listen", "127.0.0.1:0", *flags, *state,
+                        *identity(files, "a")),
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with ended(process):
+        assert "listens on" in process.stderr.readline()
+        subprocess.run([*PROGRAM, "leave", *state], check=True, timeout=30)
+        text = process.communicate(timeout=15)[1]
+    assert process.returncode == 0
+    assert text.endswith("leaving\n")
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_without_standard_streams_raises_nothing(files, redirection):
+    done = subprocess.run(
+        through_a_shell(redirection, "status", "--state-dir", str(files)),
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_standard_input_that_cannot_be_read_is_told_and_the_node_stays_up(files):
+    unreadable = os.open(os.devnull, os.O_WRONLY)
+    process = subprocess.Popen(
+        [*PROGRAM, "node", "--listen", "127.0.0.1:0", "--stdin", *identity(files, "a")],
+        stdin=unreadable, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(unreadable)
+    with ended(process):
+        told = "standard input cannot be read: Bad file descriptor"
+        assert any(told in line for line in process.stderr)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        text = process.communicate(timeout=15)[1]
+    assert text.endswith("leaving\n")
+    assert "Traceback" not in text
+
+
+def test_a_standard_output_that_is_full_is_told_and_ends_the_node(files):
+    state = ("--state-dir", str(files / "s"))
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [*PROGRAM, "node", "--listen", "127.0.0.1:0", "--print", *state,
+             *identity(files, "a")],
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    with ended(process):
+        address = process.stderr.readline().split()[-1]
+        with terminal(
+            "node", "--listen", "127.0.0.1:0", "--stdin", "--seed", address, *identity(files, "b")
+        ) as b:
+            b.until("node/a is here")
+            b.type("one")
+            text = process.communicate(timeout=15)[1]
+    assert "error: standard output cannot be written: No space left on device" in text
+    assert "Traceback" not in text
+
+
 def test_a_node_whose_standard_output_is_closed_leaves(files):
     with terminal(
         "node", "--listen", "127.0.0.1:0", "--print", "--state-dir", str(files / "s"),
