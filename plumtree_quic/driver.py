@@ -1205,7 +1205,8 @@ class Driver:
                 use(list(found))
             elif failed is not None:
                 names = ", ".join(addresses)
-                failed(LinkError(f"{names} does not resolve to an address: {reason}"))
+                why = getattr(reason, "strerror", None) or str(reason) or "no answer in time"
+                failed(LinkError(f"{names} does not resolve to an address: {why}"))
         except Exception:
             self._note_error("an address could not be used; going on")
         self._schedule_turn()

@@ -343,8 +343,8 @@ class Node:
         if advertise is None and self._listen[0] in ("", "0.0.0.0", "::"):  # noqa: S104
             raise ConfigError(
                 f"listen={listen!r} takes every interface, and others cannot dial that: pass "
-                "advertise='<address of this host>' (PLUMTREE_ADVERTISE_ADDR) or listen on one "
-                "address"
+                "advertise='<address of this host>' (--advertise, PLUMTREE_ADVERTISE_ADDR), or "
+                "listen on one address, like 127.0.0.1:7946"
             )
         if advertise is not None:
             advertised_address(advertise, self._listen[1])
@@ -750,9 +750,11 @@ class Node:
                 "others would refuse it"
             )
         if len(payload) > self.config.max_message_size:
+            is_highest = self.config.max_message_size >= wire.PAYLOAD_BYTES_MAX
+            fix = "split it" if is_highest else "split it or raise the limit (65,536 at most)"
             raise MessageTooLarge(
                 f"payload of {len(payload)} bytes is above max_message_size "
-                f"({self.config.max_message_size}); split it or raise the limit (65,536 at most)"
+                f"({self.config.max_message_size}); {fix}"
             )
         if topic:
             _check_topic(topic)

@@ -897,6 +897,8 @@ class Endpoint:
         failure = link.engine.failure
         if failure is not None:
             fix = next((each.fix for each in CHECKS if each.step == failure.step), "")
+            if failure.reason == OWN_IDENTITY:
+                fix = "give every node a certificate of its own"
             return IdentityError(
                 f"we refused {where} at step {failure.step} of the check: {failure.reason} ({fix})"
             )

@@ -92,7 +92,11 @@ CHECKS: tuple[Check, ...] = (
     Check(7, "the peer holds the private key", "the peer's key does not match its certificate"),
     Check(8, "validity dates", "issue a new certificate, or set the clock"),
     Check(9, "chain to our CA, and usages", "issue it from the same CA, with both usages"),
-    Check(10, "exactly one identity in our trust domain", "one URI SAN spiffe://DOMAIN/PATH"),
+    Check(
+        10,
+        "exactly one identity in our trust domain",
+        "issue it with one URI, spiffe://OUR-DOMAIN/PATH",
+    ),
     Check(11, "not revoked", "issue a new certificate"),
     Check(12, "identity is the one meant, and admitted", "dial the right address, or admit it"),
     Check(13, "handshake finished with an identity", "is this a plumtree-quic node?"),

@@ -138,7 +138,7 @@ def test_a_pipe_is_sent_to_its_last_byte_and_too_long_a_line_is_told(files):
             lines = [f"line {number}" for number in range(3000)]
             b.process.stdin.write(b"x" * 300_000 + b"\n" + "\n".join(lines).encode())
             b.process.stdin.close()
-            b.until("not sent: payload of")
+            assert "raise the limit" not in b.until("(65536); split it")
             a.until("b: line 2999")
             assert [line for line in a.text.splitlines() if line.startswith("b: ")] == [
                 f"b: {line}" for line in lines
@@ -308,18 +308,41 @@ def test_a_seed_that_nobody_could_dial_is_refused_at_once(files, seed):
         ((), {"PLUMTREE_LISTEN": "127.0.0.1"}, "PLUMTREE_LISTEN: '127.0.0.1'"),
         (("--listen", "127.0.0.1:0", "--seed", "x"), {}, "--seed: 'x'"),
         (("--listen", "127.0.0.1:0"), {"PLUMTREE_SEEDS": "a:1,x"}, "PLUMTREE_SEEDS: 'x'"),
+        (("--advertise", "a:x"), {}, "--advertise: 'a:x'"),
+        ((), {"PLUMTREE_ADVERTISE_ADDR": "a:x"}, "PLUMTREE_ADVERTISE_ADDR: 'a:x'"),
     ],
-    ids=["listen_flag", "listen_variable", "seed_flag", "seed_variable"],
+    ids=[
+        "listen_flag",
+        "listen_variable",
+        "seed_flag",
+        "seed_variable",
+        "advertise_flag",
+        "advertise_variable",
+    ],
 )
 def test_a_bad_address_says_where_it_stands(files, arguments, env, place):
     text = refused("node", *arguments, *identity(files, "a"), env=env)
     assert text.startswith(f"error: {place} is not host:port")
 
 
+@pytest.mark.parametrize("listen", [(), ("--listen", ":7946"), ("--listen", "0.0.0.0:0")])
+def test_an_address_that_nobody_can_dial_names_the_flags(files, listen):
+    text = refused("node", *listen, *identity(files, "a"))
+    assert "takes every interface" in text
+    assert "--advertise" in text
+
+
+def test_a_topic_that_is_too_long_is_refused_before_the_node_starts(files):
+    text = refused("node", "--listen", "127.0.0.1:0", "--topic", "x" * 256, *identity(files, "a"))
+    assert text.startswith("error: --topic 'xxx")
+    assert "255 bytes" in text
+
+
 @pytest.mark.parametrize("field", ["eager_fanuot=3", "eager_fanout=many", "sync.sync_interval=x"])
 def test_a_bad_set_names_the_flag_and_not_only_a_variable(files, field):
     text = refused("node", "--listen", "127.0.0.1:0", "--set", field, *identity(files, "a"))
     assert text.startswith(f"error: --set {field!r}: ")
+    assert "PLUMTREE_" not in text
 
 
 def test_fields_that_are_set_are_judged_together(files):

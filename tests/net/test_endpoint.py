@@ -99,6 +99,7 @@ def test_h19_a_dial_to_our_own_address_is_an_identity_conflict():
     net.run(0.5)
     assert a.ups == []
     assert a.security("identity.conflict")
+    assert "a certificate of its own" in str(a.failures[0].error)
 
 
 def test_a_refused_dialler_hears_which_alert_and_the_acceptor_tells_its_log():
