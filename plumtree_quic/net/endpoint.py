@@ -22,6 +22,7 @@ from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import Feature, Hello, Record, Wanted
 from plumtree_quic.net import engine as engines
 from plumtree_quic.net.budget import AcceptBudget
+from plumtree_quic.net.clock import ClockWatch
 from plumtree_quic.net.events import (
     DatagramReceived,
     DialFailed,
@@ -152,6 +153,7 @@ class Endpoint:
         self._admit = admit
         self._is_revoked = is_revoked
         self._wall = wall if wall is not None else _wall
+        self._clock = ClockWatch(self._wall)
         self._me = credentials().node_id
         self._rotation = Rotation(self._me, rng)
         self._engine_settings = engines.EngineSettings(
@@ -197,6 +199,7 @@ class Endpoint:
 
     def dial(self, address: Address, peer: NodeId | None, now: float) -> Link:
         """Try once to reach `address`; peer None takes whoever answers."""
+        self._look_at_clock(now)
         credentials = self._credentials()
         engine = engines.dial(
             credentials,
@@ -300,6 +303,22 @@ class Endpoint:
             link.close(code, reason, now)
             self._touched[link] = None
             self._on_ended(link, now)
+
+    def _look_at_clock(self, now: float) -> None:
+        """The wall clock jumped: certificates that ended by it cut their links, now and not later.
+
+        Links outlive a clock that was set back: what it says is no news of their certificates.
+        """
+        jumped_s = self._clock.jumped_s(now)
+        if not jumped_s:
+            return
+        self._tell_security("clock.jump", by_s=round(jumped_s), now=self._wall().isoformat())
+        for link in tuple(self._links):
+            link.close_if_expired(now)
+            self._touched[link] = None
+            if link.state is LinkState.CLOSING:
+                self._on_ended(link, now)
+        self.judge_links(now)
 
     def _path_of(self, link: Link) -> Sequence[x509.Certificate]:
         """Leaf to anchor, or what was sent when that leads nowhere any more."""
@@ -416,6 +435,7 @@ class Endpoint:
                 self._tell_security("limit.hit", address=_show(address), what=limit)
             return
         self._tokens.spend(verdict.token, now)
+        self._look_at_clock(now)
         credentials = self._credentials()
         engine = engines.accept(
             credentials,
@@ -541,6 +561,7 @@ class Endpoint:
     def advance(self, now: float) -> None:
         """Do what is due at `now`."""
         self._take_fed()
+        self._look_at_clock(now)
         while self._timers and self._timers[0][0] <= now:
             due, _, link = heapq.heappop(self._timers)
             if link.timer != due or link not in self._links:

@@ -13,6 +13,7 @@ from plumtree_quic.net import endpoint as endpoints
 from plumtree_quic.net.events import LinkDown, LinkUp
 from plumtree_quic.net.link import CloseCode, Link, LinkState
 from plumtree_quic.net.settings import NetSettings
+from tests.net.test_floods import EvilNode
 from tests.rigs.pki import Pki, utc
 from tests.rigs.virtual_net import EPOCH, PKI, START, Net, Node, credentials_of, direct
 
@@ -99,6 +100,27 @@ def test_h19_a_dial_to_our_own_address_is_an_identity_conflict():
     net.run(0.5)
     assert a.ups == []
     assert a.security("identity.conflict")
+
+
+def test_h19_a_second_process_with_our_key_is_refused_and_knows_why():
+    net = Net()
+    a, second = net.node("a"), net.node("a")
+    second.endpoint.dial(a.address, None, net.now)
+    second.pump()
+    net.run(0.5)
+    assert a.ups == second.ups == []
+    assert second.security("identity.conflict")
+
+
+def test_h19_who_has_our_key_and_checks_nothing_is_an_identity_conflict_here():
+    net = Net()
+    a = net.node("a")
+    evil = EvilNode(net, a, cert=PKI.node("a"))
+    net.run(0.5)
+    assert a.ups == []
+    assert evil.evil.alert == 49
+    (event,) = a.security("identity.conflict")
+    assert event.fields["address"].startswith(evil.address[0])
 
 
 def test_a_refused_dialler_hears_which_alert_and_the_acceptor_tells_its_log():
