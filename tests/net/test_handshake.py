@@ -19,6 +19,7 @@ from plumtree_quic.net import engine, selftest
 from plumtree_quic.net.engine import EngineSettings
 from plumtree_quic.net.tls import MutualTlsContext
 from plumtree_quic.security.identity import (
+    CHAIN_BYTES_MAX,
     OWN_IDENTITY,
     CheckFailed,
     check_chain,
@@ -41,7 +42,16 @@ from tests.rigs.evil_quic import (
     lists,
     signs_with,
 )
-from tests.rigs.handshakes import PKI, A, B, credentials, good_pair, meet, our_acceptor
+from tests.rigs.handshakes import (
+    PKI,
+    A,
+    B,
+    credentials,
+    good_pair,
+    meet,
+    our_acceptor,
+    our_dialler,
+)
 from tests.rigs.pki import ANY, CLIENT, SERVER, Pki, make_key, utc
 
 NO_CERTIFICATE, BAD, UNSUPPORTED, EXPIRED = 116, 42, 43, 45
@@ -297,6 +307,20 @@ def test_h12_200_copies_and_17_kib_are_refused_by_their_number_and_size():
     with pytest.raises(CheckFailed, match="too long"):
         parse_certificates([PKI.node("evil").der, bytes(17 * 1024)])
     assert len(parse_certificates([PKI.node("evil").der] * 4)) == 4
+
+
+@both
+def test_h12_17_kib_are_refused_on_the_wire(evil_is):
+    cert = PKI.node("evil")
+    outcome = meet(cert, evil_is=evil_is, arm=lists(cert.der, bytes(17 * 1024)))
+    outcome.assert_refused(BAD, step=4)
+
+
+@both
+def test_h12_200_copies_are_refused_at_the_length_of_the_message(evil_is):
+    cert = PKI.node("evil")
+    outcome = meet(cert, evil_is=evil_is, arm=lists(cert.der, *[PKI.ca.der] * 199))
+    outcome.assert_refused(DECODE, step=1)
 
 
 @both
@@ -904,11 +928,23 @@ def test_h32_version_negotiation_ends_a_dial_at_once_and_blames_no_identity():
 # --- H-34: amplification ---
 
 
+def test_the_longest_chain_that_we_may_have_fits_into_our_flight_in_both_roles():
+    padding = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), bytes(15_380))
+    ours = credentials("long", key_type="rsa4096", extensions=[(padding, False)])
+    held = len(ours.leaf_der) + sum(map(len, ours.chain_der))
+    assert CHAIN_BYTES_MAX - 80 < held <= CHAIN_BYTES_MAX
+    pair = Pair(our_dialler(ours), our_acceptor()).run(5.0)
+    assert pair.acceptor.peer_id == ours.node_id
+    pair = Pair(our_dialler(), our_acceptor(ours)).run(5.0)
+    assert pair.dialler.peer_id == ours.node_id
+
+
 def test_h34_a_long_certificate_flight_completes_within_three_times_what_came():
     top = PKI.authority("t" * 60, key_type="rsa4096")
     low = PKI.authority("l" * 60, key_type="rsa4096", issuer=top)
-    ours = credentials("long", key_type="rsa4096", issuer=low)
-    assert len(ours.leaf_der) + sum(map(len, ours.chain_der)) > 3 * 1200
+    padding = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), bytes(1_400))
+    ours = credentials("long", key_type="rsa4096", issuer=low, extensions=[(padding, False)])
+    assert len(ours.leaf_der) + sum(map(len, ours.chain_der)) > 5_000
     seen = {"in": 0, "out": 0, "validated": False}
 
     def on_wire(from_dialler, datagram):
