@@ -608,6 +608,21 @@ def test_b37_a_packet_that_is_replayed_is_not_heard_twice():
     assert kinds.count("DatagramFrameReceived") == 1
 
 
+@pytest.mark.parametrize("behind", [1, 2, 63, 64, 65, 126, 127, 128, 129, 130, 1_023, 1_024, 1_025])
+def test_f12_what_is_replayed_from_any_place_in_the_window_or_behind_it_is_heard_once(behind):
+    outcome, send = evil_link()
+    packet = send(datagram_frame(b"probe"))
+    first = outcome.evil.last_number
+    for number in range(first + 1, first + behind + 1):
+        send(b"\x01", number=number)
+    outcome.pair.step()
+    for _ in range(3):
+        outcome.pair.deliver(packet, to="acceptor")
+    outcome.pair.step()
+    assert outcome.pair.kinds("acceptor").count("DatagramFrameReceived") == 1
+    assert not outcome.ours.ended
+
+
 def test_b38_the_dialler_stays_with_the_address_that_it_dialled():
     outcome, send = evil_link("acceptor")
     send(datagram_frame(b"x"), source=("198.51.100.9", 9))

@@ -26,7 +26,8 @@ from plumtree_quic.net.link import CloseCode, Link, LinkState
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.security.identity import CLOCK_FLOOR, CLOCK_IS_WRONG
 from plumtree_quic.wire import LinkEncoder, encode
-from tests.rigs.evil_quic import Evil, reset_frame, stop_frame
+from tests.net.test_floods import EvilNode
+from tests.rigs.evil_quic import Evil, datagram_frame, reset_frame, stop_frame
 from tests.rigs.fuzz import hostile_frames
 from tests.rigs.pki import utc
 from tests.rigs.virtual_net import EPOCH, PKI, START, Net, credentials, credentials_of, direct
@@ -875,6 +876,19 @@ def test_f12_a_datagram_that_is_nothing_is_counted_and_closes_no_link(kind):
     assert b.of(DatagramReceived) == []
     assert (a.downs, b.downs) == ([], [])
     assert b.link(a).unknown_datagrams == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_100, 1_101, 1_200])
+def test_f12_a_peer_that_sends_more_than_a_probe_can_have_is_counted_and_keeps_its_link(size):
+    net = Net()
+    b = net.node("b")
+    evil = EvilNode(net, b).up()
+    link = evil.link()
+    evil.send(datagram_frame(b"\x7f" * size))
+    net.run(1.0)
+    assert link.unknown_datagrams == 1
+    assert link.state is LinkState.UP
+    assert b.of(DatagramReceived) == []
 
 
 def test_f12_a_datagram_above_1100_bytes_is_not_queued():

@@ -116,7 +116,7 @@ async def test_a_list_that_is_renewed_costs_no_link(tmp_path):
 
 @pytest.mark.parametrize("on_stale", ["open", "closed"])
 @pytest.mark.parametrize("spoil", ["half", "gone"])
-async def test_a_list_that_is_damaged_or_gone_lets_no_revoked_one_in_and_no_other_out(
+async def test_h25_a_list_that_is_damaged_or_gone_lets_no_revoked_one_in_and_no_other_out(
     tmp_path, on_stale, spoil
 ):
     site = Site(tmp_path, "a", "b", "c")

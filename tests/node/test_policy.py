@@ -142,7 +142,9 @@ def test_a_policy_file_that_is_not_there_is_named_at_construction(tmp_path):
 # --- publishing and relaying --------------------------------------------------------------------
 
 
-async def test_what_an_origin_may_not_publish_it_refuses_itself_and_every_other_hop_does(tmp_path):
+async def test_h20_what_an_origin_may_not_publish_it_refuses_itself_and_every_other_hop_does(
+    tmp_path,
+):
     site = Site(tmp_path, "a", "b", "c")
     everything = Policy.from_toml(ALL, "none", site.quic("a").node_id)
     site.rule('[[deny]]\nidentities = ["/node/a"]\nmay = ["publish"]\ntopics = ["orders"]\n')
