@@ -159,7 +159,7 @@ def test_every_method_that_we_override_is_listed():
 # --- H-02, H-03: certificates that are not asked for or not sent ---
 
 
-def test_h02_no_certificate_from_the_dialler():
+def test_h02_b45_no_certificate_from_the_dialler():
     outcome = meet(None, evil_is="dialler")
     outcome.assert_refused(NO_CERTIFICATE, step=4)
     # The stock dialler believes that it is connected; it never hears anything.
@@ -175,12 +175,12 @@ def test_h02_no_certificate_from_the_acceptor():
     outcome.assert_refused(NO_CERTIFICATE, step=4)
 
 
-def test_h03_an_acceptor_that_does_not_ask_is_refused():
+def test_h03_b48_an_acceptor_that_does_not_ask_is_refused():
     outcome = meet(PKI.node("evil"), evil_is="acceptor", asks=False)
     outcome.assert_refused(FAILURE, step=3)
 
 
-def test_h03_an_acceptor_that_takes_no_scheme_of_ours_is_refused():
+def test_h03_b49_an_acceptor_that_takes_no_scheme_of_ours_is_refused():
     def only_rsa(original, buf, request):
         request.signature_algorithms = [SCHEMES["pss256"]]
         original(buf, request)
@@ -195,7 +195,7 @@ def test_h03_an_acceptor_that_takes_no_scheme_of_ours_is_refused():
 
 
 @both
-def test_h04_a_strangers_ca_is_unknown(evil_is):
+def test_h04_b46_a_strangers_ca_is_unknown(evil_is):
     meet(STRANGERS.node("evil"), evil_is=evil_is).assert_refused(UNKNOWN_CA, step=9)
 
 
@@ -251,7 +251,7 @@ def test_h08_expiry_between_the_check_and_finished_is_accepted_and_known():
 
 @both
 @pytest.mark.parametrize("eku", [None, (SERVER,), (CLIENT,), (ANY,)])
-def test_h09_both_extended_key_usages_are_needed(evil_is, eku):
+def test_h09_b51_both_extended_key_usages_are_needed(evil_is, eku):
     meet(PKI.node("evil", eku=eku), evil_is=evil_is).assert_refused(UNSUPPORTED, step=9)
 
 
@@ -417,7 +417,7 @@ def test_h14_signature_replayed_from_another_handshake(evil_is):
 
 
 @both
-def test_h14_finished_that_was_tampered_with(evil_is):
+def test_h14_b57_finished_that_was_tampered_with(evil_is):
     def other(original, buf, finished):
         finished.verify_data = bytes(len(finished.verify_data))
         original(buf, finished)
@@ -444,7 +444,7 @@ MISFITS = [
 
 @both
 @pytest.mark.parametrize(("key_type", "scheme"), MISFITS)
-def test_h15_a_scheme_that_does_not_fit_the_key(evil_is, key_type, scheme):
+def test_h15_b12_b52_a_scheme_that_does_not_fit_the_key(evil_is, key_type, scheme):
     cert = PKI.node("evil", key_type=key_type)
 
     def rename(original, buf, verify):
@@ -678,7 +678,7 @@ def ticket():
     )
 
 
-def test_h23_ticket_psk_and_early_data_of_a_dialler_are_ignored():
+def test_h23_b54_ticket_psk_and_early_data_of_a_dialler_are_ignored():
     outcome = meet(PKI.node("evil"), evil_is="dialler", session_ticket=ticket())
     assert outcome.evil.tls.session_ticket is not None
     outcome.assert_up()
@@ -689,7 +689,7 @@ def test_h23_ticket_without_a_certificate_gets_nobody_in():
     meet(None, evil_is="dialler", session_ticket=ticket()).assert_refused(NO_CERTIFICATE, step=4)
 
 
-def test_h23_an_acceptor_that_selects_a_psk_is_refused():
+def test_h23_b47_an_acceptor_that_selects_a_psk_is_refused():
     def select(original, buf, hello):
         hello.pre_shared_key = 0
         original(buf, hello)
@@ -871,7 +871,7 @@ def test_h32_only_our_application_protocol(evil_is, alpn):
 
 
 @pytest.mark.parametrize("answer", ["h3", ""])
-def test_h32_an_acceptor_that_answers_with_another_protocol(answer):
+def test_h32_b11_an_acceptor_that_answers_with_another_protocol(answer):
     def other(original, buf, extensions):
         extensions.alpn_protocol = answer or None
         original(buf, extensions)
@@ -967,7 +967,7 @@ def test_h34_a_long_certificate_flight_completes_within_three_times_what_came():
 # --- what a refusal leaves behind ---
 
 
-def test_a_refused_dialler_hears_nothing_and_our_acceptor_reports_nobody():
+def test_b50_a_refused_dialler_hears_nothing_and_our_acceptor_reports_nobody():
     outcome = meet(STRANGERS.node("evil"), evil_is="dialler")
     assert outcome.pair.kinds("dialler").count("HandshakeCompleted") == 1
     assert set(outcome.pair.kinds("acceptor")) <= {"ProtocolNegotiated", "ConnectionTerminated"}
