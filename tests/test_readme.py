@@ -40,3 +40,17 @@ def test_the_module_map_names_modules_that_exist():
     assert len(named) >= 9
     for name in named:
         assert (ROOT / "plumtree_quic" / name).exists(), name
+
+
+def test_the_module_map_names_every_module_and_package_at_the_top():
+    package = ROOT / "plumtree_quic"
+    there = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    there |= {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    rows = re.findall(r"^\| (`[^|]+) \|", TEXT, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z_/.]+)`", row)}
+    assert there - named == set()
+
+
+def test_every_page_of_the_documentation_is_linked():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in TEXT
