@@ -20,6 +20,8 @@ from plumtree_quic.net.engine import EngineSettings
 from plumtree_quic.net.tls import MutualTlsContext
 from plumtree_quic.security.identity import (
     CHAIN_BYTES_MAX,
+    CLOCK_FLOOR,
+    CLOCK_IS_WRONG,
     OWN_IDENTITY,
     CheckFailed,
     check_chain,
@@ -234,6 +236,15 @@ def test_h07_not_yet_valid(evil_is, early_s, up):
     early = cert.cert.not_valid_before_utc - datetime.timedelta(seconds=early_s)
     outcome = meet(cert, evil_is=evil_is, wall=lambda: early)
     outcome.assert_up() if up else outcome.assert_refused(EXPIRED, step=8)
+
+
+@both
+def test_h35_a_clock_before_this_release_believes_nobody(evil_is):
+    cert = PKI.node("evil", not_before=utc(days=-3_650), not_after=utc(days=3_650))
+    early = CLOCK_FLOOR - datetime.timedelta(seconds=1)
+    outcome = meet(cert, evil_is=evil_is, wall=lambda: early)
+    outcome.assert_refused(EXPIRED, step=8)
+    assert outcome.ours.failure.reason == CLOCK_IS_WRONG
 
 
 def test_h08_expiry_between_the_check_and_finished_is_accepted_and_known():
