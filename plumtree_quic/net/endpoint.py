@@ -179,6 +179,7 @@ class Endpoint:
         self._events: list[Event] = []
         self._outgoing: list[tuple[bytes, Address]] = []
         self._rejections_told: list[float] = []
+        self._conflicts_told: list[float] = []
         self._limits_told: list[float] = []
         self._closing = False
         self.counters = Counters()
@@ -988,10 +989,13 @@ class Endpoint:
         return True
 
     def _tell_rejection(self, link: Link, now: float) -> None:
-        if not self._may_tell(self._rejections_told, now):
-            return
         failure = link.engine.failure
         assert failure is not None
+        # Whatever strangers do: that somebody has our key must not drown among them.
+        if failure.reason == OWN_IDENTITY and self._may_tell(self._conflicts_told, now):
+            self._tell_security("identity.conflict", address=_show(link.address))
+        if not self._may_tell(self._rejections_told, now):
+            return
         self._tell_security(
             "handshake.rejected",
             step=failure.step,
@@ -1002,8 +1006,6 @@ class Endpoint:
             dialled=link.dialled,
             **_describe(link.engine.peer_certificates),
         )
-        if failure.reason == OWN_IDENTITY:
-            self._tell_security("identity.conflict", address=_show(link.address))
 
 
 def _wall() -> datetime.datetime:

@@ -123,6 +123,20 @@ def test_h19_who_has_our_key_and_checks_nothing_is_an_identity_conflict_here():
     assert event.fields["address"].startswith(evil.address[0])
 
 
+def test_h19_strangers_who_are_refused_do_not_hide_who_has_our_key():
+    net = Net()
+    a = net.node("a")
+    for number in range(15):
+        EvilNode(net, a, cert=Pki("test").node("s"), host=f"203.0.113.{number + 1}")
+    net.run(0.5)
+    assert len(a.security("handshake.rejected")) == endpoints.REJECTIONS_PER_MINUTE
+    for number in range(15):
+        EvilNode(net, a, cert=PKI.node("a"), host=f"203.0.114.{number + 1}")
+    net.run(0.5)
+    assert a.endpoint.counters.rejected == 30
+    assert len(a.security("identity.conflict")) == endpoints.REJECTIONS_PER_MINUTE
+
+
 def test_a_refused_dialler_hears_which_alert_and_the_acceptor_tells_its_log():
     net = Net()
     a, b = net.pair()
