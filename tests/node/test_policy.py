@@ -20,6 +20,7 @@ from plumtree_quic import (
 from plumtree_quic.messages import Gossip
 from plumtree_quic.security.certs import DevCa
 from plumtree_quic.security.signatures import Kind
+from tests.rigs.nodes import all_linked
 
 WAIT_S = 20
 ALL = '[[allow]]\nidentities = ["/node/*"]\nmay = ["join", "relay", "publish"]\n'
@@ -82,8 +83,7 @@ async def running(nodes):
             await stack.enter_async_context(each)
         for each in nodes[1:]:
             await each.join([nodes[0].address])
-        for each in nodes:
-            await each.wait_for_peers(len(nodes) - 1, timeout=WAIT_S)
+        await all_linked(nodes)
         yield nodes
 
 

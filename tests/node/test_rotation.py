@@ -7,6 +7,7 @@ import datetime
 import pytest
 
 from plumtree_quic import CredentialsError, Delegate, MemberState, Node, PlumtreeConfig, QuicConfig
+from tests.rigs.nodes import all_linked
 from tests.rigs.pki import SERVER, Pki
 
 WAIT_S = 30
@@ -77,8 +78,7 @@ async def running(site):
             await stack.enter_async_context(each)
         for each in nodes[1:]:
             await each.join([nodes[0].address])
-        for each in nodes:
-            await each.wait_for_peers(len(nodes) - 1, timeout=WAIT_S)
+        await all_linked(nodes)
         yield nodes
 
 
