@@ -824,6 +824,8 @@ class Driver:
             case DialFailed():
                 self._on_dial_failed(event, now)
             case SecurityEvent(kind, fields):
+                if kind == "clock.jump":
+                    self.judge_again()
                 self._sink.security_event(kind, fields)
 
     def _admit(self, link: NetLink, peer: NodeId, message: Message, now: float) -> None:

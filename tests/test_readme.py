@@ -76,3 +76,12 @@ def test_the_scripts_can_be_called_in_the_order_in_which_they_stand():
         name for call in re.findall(r"scripts/mkcerts ([a-z ]+)", TEXT) for name in call.split()
     ]
     assert len(names) == len(set(names))
+
+
+def test_the_module_map_names_every_module_and_package_at_the_top():
+    package = ROOT / "plumtree_quic"
+    there = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    there |= {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    rows = re.findall(r"^\| (`[^|]+) \|", TEXT, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z_/.]+)`", row)}
+    assert there - named == set()

@@ -22,6 +22,7 @@ from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import Feature, Hello, Record, Wanted
 from plumtree_quic.net import engine as engines
 from plumtree_quic.net.budget import AcceptBudget
+from plumtree_quic.net.clock import ClockWatch
 from plumtree_quic.net.events import (
     DatagramReceived,
     DialFailed,
@@ -152,6 +153,7 @@ class Endpoint:
         self._admit = admit
         self._is_revoked = is_revoked
         self._wall = wall if wall is not None else _wall
+        self._clock = ClockWatch(self._wall)
         self._me = credentials().node_id
         self._rotation = Rotation(self._me, rng)
         self._engine_settings = engines.EngineSettings(
@@ -177,6 +179,7 @@ class Endpoint:
         self._events: list[Event] = []
         self._outgoing: list[tuple[bytes, Address]] = []
         self._rejections_told: list[float] = []
+        self._conflicts_told: list[float] = []
         self._limits_told: list[float] = []
         self._closing = False
         self.counters = Counters()
@@ -197,6 +200,7 @@ class Endpoint:
 
     def dial(self, address: Address, peer: NodeId | None, now: float) -> Link:
         """Try once to reach `address`; peer None takes whoever answers."""
+        self._look_at_clock(now)
         credentials = self._credentials()
         engine = engines.dial(
             credentials,
@@ -300,6 +304,22 @@ class Endpoint:
             link.close(code, reason, now)
             self._touched[link] = None
             self._on_ended(link, now)
+
+    def _look_at_clock(self, now: float) -> None:
+        """The wall clock jumped: certificates that ended by it cut their links, now and not later.
+
+        Links outlive a clock that was set back: what it says is no news of their certificates.
+        """
+        jumped_s = self._clock.jumped_s(now)
+        if not jumped_s:
+            return
+        self._tell_security("clock.jump", by_s=round(jumped_s), now=self._wall().isoformat())
+        for link in tuple(self._links):
+            link.close_if_expired(now)
+            self._touched[link] = None
+            if link.state is LinkState.CLOSING:
+                self._on_ended(link, now)
+        self.judge_links(now)
 
     def _path_of(self, link: Link) -> Sequence[x509.Certificate]:
         """Leaf to anchor, or what was sent when that leads nowhere any more."""
@@ -416,6 +436,7 @@ class Endpoint:
                 self._tell_security("limit.hit", address=_show(address), what=limit)
             return
         self._tokens.spend(verdict.token, now)
+        self._look_at_clock(now)
         credentials = self._credentials()
         engine = engines.accept(
             credentials,
@@ -541,6 +562,7 @@ class Endpoint:
     def advance(self, now: float) -> None:
         """Do what is due at `now`."""
         self._take_fed()
+        self._look_at_clock(now)
         while self._timers and self._timers[0][0] <= now:
             due, _, link = heapq.heappop(self._timers)
             if link.timer != due or link not in self._links:
@@ -969,10 +991,13 @@ class Endpoint:
         return True
 
     def _tell_rejection(self, link: Link, now: float) -> None:
-        if not self._may_tell(self._rejections_told, now):
-            return
         failure = link.engine.failure
         assert failure is not None
+        # Whatever strangers do: that somebody has our key must not drown among them.
+        if failure.reason == OWN_IDENTITY and self._may_tell(self._conflicts_told, now):
+            self._tell_security("identity.conflict", address=_show(link.address))
+        if not self._may_tell(self._rejections_told, now):
+            return
         self._tell_security(
             "handshake.rejected",
             step=failure.step,
@@ -983,8 +1008,6 @@ class Endpoint:
             dialled=link.dialled,
             **_describe(link.engine.peer_certificates),
         )
-        if failure.reason == OWN_IDENTITY:
-            self._tell_security("identity.conflict", address=_show(link.address))
 
 
 def _wall() -> datetime.datetime:

@@ -292,6 +292,14 @@ class Link:
 
     # --- what the endpoint uses -----------------------------------------------------------------
 
+    def close_if_expired(self, now: float) -> None:
+        """Close when one of the two certificates has ended, by the wall clock as it is now."""
+        if self.state not in (LinkState.UP, LinkState.DRAINING):
+            return
+        self._watch_expiry(now)
+        if self._expires_at is not None and self._expires_at <= now:
+            self.close(CloseCode.CERT_EXPIRED, "certificate expired", now)
+
     def greet(self, hello: Hello) -> None:
         """Send our hello: the acceptor's after the handshake, the dialler's after the other's."""
         self._own_hello = hello
@@ -466,9 +474,7 @@ class Link:
                 self.engine.ping(0)
             if self._probe_at <= now:
                 self._probe_packet_size(now)
-            self._watch_expiry(now)
-            if self._expires_at is not None and self._expires_at <= now:
-                self.close(CloseCode.CERT_EXPIRED, "certificate expired", now)
+            self.close_if_expired(now)
 
     # --- inside ---------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from plumtree_quic.messages import Announcement, Facts, Gossip, IHave, Ping, Rec
 from plumtree_quic.proto.members import INCARNATION_STEP_MAX
 from plumtree_quic.security.signatures import Kind, fact_kind
 from tests.rigs.byzantine import altered
+from tests.rigs.nodes import all_linked
 
 WAIT_S = 20
 ALIVE, SUSPECT, LEFT = MemberState.ALIVE, MemberState.SUSPECT, MemberState.LEFT
@@ -108,8 +109,7 @@ async def scene(pki):
             await stack.enter_async_context(each)
         for each in (b, evil):
             await each.join([a.address])
-        for each in nodes:
-            await each.wait_for_peers(2, timeout=WAIT_S)
+        await all_linked(nodes)
         yield Scene(a, b, evil, watch)
 
 

@@ -19,6 +19,7 @@ from plumtree_quic import (
     PlumtreeConfig,
     QuicConfig,
 )
+from tests.rigs.nodes import all_linked
 from tests.rigs.pki import Pki
 
 
@@ -51,8 +52,7 @@ async def cluster(pki, names, config=None, delegates=None):
             nodes.append(await stack.enter_async_context(node(pki, name, config, delegate)))
         for other in nodes[1:]:
             await other.join([nodes[0].address])
-        for each in nodes:
-            await each.wait_for_peers(len(nodes) - 1, timeout=10)
+        await all_linked(nodes)
         yield nodes
 
 

@@ -20,6 +20,7 @@ from plumtree_quic import (
 from plumtree_quic.messages import Gossip
 from plumtree_quic.security.certs import DevCa
 from plumtree_quic.security.signatures import Kind
+from tests.rigs.nodes import all_linked
 
 WAIT_S = 20
 ALL = '[[allow]]\nidentities = ["/node/*"]\nmay = ["join", "relay", "publish"]\n'
@@ -82,8 +83,7 @@ async def running(nodes):
             await stack.enter_async_context(each)
         for each in nodes[1:]:
             await each.join([nodes[0].address])
-        for each in nodes:
-            await each.wait_for_peers(len(nodes) - 1, timeout=WAIT_S)
+        await all_linked(nodes)
         yield nodes
 
 
@@ -142,7 +142,9 @@ def test_a_policy_file_that_is_not_there_is_named_at_construction(tmp_path):
 # --- publishing and relaying --------------------------------------------------------------------
 
 
-async def test_what_an_origin_may_not_publish_it_refuses_itself_and_every_other_hop_does(tmp_path):
+async def test_h20_what_an_origin_may_not_publish_it_refuses_itself_and_every_other_hop_does(
+    tmp_path,
+):
     site = Site(tmp_path, "a", "b", "c")
     everything = Policy.from_toml(ALL, "none", site.quic("a").node_id)
     site.rule('[[deny]]\nidentities = ["/node/a"]\nmay = ["publish"]\ntopics = ["orders"]\n')

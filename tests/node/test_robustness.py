@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import os
 import time
 
 import pytest
@@ -718,3 +719,37 @@ async def test_nothing_is_delivered_after_shutdown(pki):
         driver._perform([Deliver(bundle, 1, b.id)], time.monotonic())
         assert not got
         assert driver.counters.errors == 0
+
+
+async def test_x19_a_peer_that_comes_and_goes_leaves_no_task_timer_or_descriptor(pki):
+    loop = asyncio.get_running_loop()
+
+    def held(a):
+        endpoint = a._driver._endpoint
+        return {
+            "descriptors": len(os.listdir("/dev/fd")),
+            "tasks": len(asyncio.all_tasks()),
+            "timers": sum(not each.cancelled() for each in loop._scheduled),
+            "links": len(endpoint._links),
+            "connection ids": len(endpoint._by_cid),
+            "pairs": len(endpoint._pairs),
+            "accounts": len(a._driver._accounts._accounts),
+        }
+
+    async with node(pki, "a") as a:
+
+        async def visit():
+            async with node(pki, "b") as b:
+                await b.join([a.address])
+                await a.wait_for_peers(1)
+                await b.broadcast(b"here")
+            await until(lambda: not a.peers() and not a._driver._endpoint._links)
+
+        await visit()
+        before = held(a)
+        for _ in range(12):
+            await visit()
+        after = held(a)
+    # A moment may hold a few more than another; what each visit left would be a dozen.
+    more = {name: after[name] - before[name] for name in after if after[name] > before[name] + 3}
+    assert more == {}

@@ -7,7 +7,8 @@ import datetime
 import pytest
 
 from plumtree_quic import CredentialsError, Delegate, MemberState, Node, PlumtreeConfig, QuicConfig
-from tests.rigs.pki import Pki
+from tests.rigs.nodes import all_linked
+from tests.rigs.pki import SERVER, Pki
 
 WAIT_S = 30
 
@@ -77,8 +78,7 @@ async def running(site):
             await stack.enter_async_context(each)
         for each in nodes[1:]:
             await each.join([nodes[0].address])
-        for each in nodes:
-            await each.wait_for_peers(len(nodes) - 1, timeout=WAIT_S)
+        await all_linked(nodes)
         yield nodes
 
 
@@ -208,7 +208,8 @@ async def test_a_peer_whose_ca_is_trusted_no_more_is_cut_and_cannot_come_back(
 
 
 @pytest.mark.parametrize(
-    "spoil", ["half a pair", "another node", "expired", "foreign CA", "no PEM", "gone"]
+    "spoil",
+    ["half a pair", "another node", "expired", "foreign CA", "missing usage", "no PEM", "gone"],
 )
 async def test_h29_bad_new_credentials_are_refused_told_once_and_change_nothing(tmp_path, spoil):
     site = Site(tmp_path, "a", "b")
@@ -226,6 +227,8 @@ async def test_h29_bad_new_credentials_are_refused_told_once_and_change_nothing(
                 site.issue("a", not_after=datetime.datetime.now(datetime.UTC))
             case "foreign CA":
                 site.issue("a", other)
+            case "missing usage":
+                site.issue("a", eku=(SERVER,))
             case "no PEM":
                 site.write("a", "cert", b"hello")
             case "gone":
@@ -281,3 +284,18 @@ async def test_h26_a_link_never_outlives_the_earlier_of_its_two_certificates(tmp
         await until(lambda: len(a.peers()) == len(b.peers()) == 1)
         states = {member.node_id: member.state for member in b.members()}
         assert states[a.id] is not MemberState.LEFT
+
+
+async def test_h35_a_wall_clock_that_jumps_is_told_and_trust_is_judged_again(tmp_path, monkeypatch):
+    site = Site(tmp_path, "a", "b")
+    async with running(site) as (a, b):
+        judged = []
+        ring = a._driver._ring
+        monkeypatch.setattr(ring, "judge_again", lambda: judged.append("signatures"))
+        wall = a._driver._endpoint._clock._wall
+        jump = datetime.timedelta(hours=1)
+        monkeypatch.setattr(a._driver._endpoint._clock, "_wall", lambda: wall() + jump)
+        await until(lambda: site.watches["a"].of("clock.jump"))
+        assert site.watches["a"].of("clock.jump")[0]["by_s"] in range(3_599, 3_602)
+        assert judged
+        assert [peer.node_id for peer in a.peers()] == [b.id]

@@ -10,6 +10,7 @@ from plumtree_quic.ids import member_key
 from plumtree_quic.messages import Gossip
 from plumtree_quic.security.signatures import Kind
 from tests.rigs.byzantine import altered
+from tests.rigs.nodes import all_linked
 from tests.rigs.pki import make_key
 
 WAIT_S = 20
@@ -40,8 +41,7 @@ async def cluster(nodes):
             await stack.enter_async_context(each)
         for each in nodes[1:]:
             await each.join([nodes[0].address])
-        for each in nodes:
-            await each.wait_for_peers(len(nodes) - 1, timeout=WAIT_S)
+        await all_linked(nodes)
         yield nodes
 
 

@@ -303,7 +303,7 @@ def test_a_fresh_echo_ends_the_wait():
     assert not of(rig.run(1.0), MemberSuspected)
 
 
-def test_an_old_or_invented_echo_proves_nothing():
+def test_f12_a_nonce_that_is_used_again_or_invented_proves_nothing():
     rig = Rig("a")
     while not (pings := sent(rig.run(0.1), Ping)):
         pass
