@@ -16,8 +16,8 @@ from plumtree_quic.messages import Announcement, Facts, Gossip, IHave, Ping, Rec
 from plumtree_quic.proto.members import INCARNATION_STEP_MAX
 from plumtree_quic.security.signatures import Kind, fact_kind
 from tests.rigs.byzantine import altered
+from tests.rigs.waiting import WAIT_S, linked, until
 
-WAIT_S = 20
 ALIVE, SUSPECT, LEFT = MemberState.ALIVE, MemberState.SUSPECT, MemberState.LEFT
 
 
@@ -109,14 +109,9 @@ async def scene(pki):
         for each in (b, evil):
             await each.join([a.address])
         for each in nodes:
-            await each.wait_for_peers(2, timeout=WAIT_S)
+            await each.wait_for_peers(2)
+        await linked(nodes)
         yield Scene(a, b, evil, watch)
-
-
-async def until(condition):
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def heard(scene):
