@@ -19,7 +19,7 @@ NODES = 4
 @contextlib.asynccontextmanager
 async def relayed(*, seed, preset="default", faults=None, nodes=NODES):
     """(swarm, relay): nodes that reach one another through the relay alone, and have converged."""
-    async with Relay(seed=seed, faults=faults, life_s=110.0) as relay, swarm(preset) as made:
+    async with Relay(seed=seed, faults=faults, life_s=280.0) as relay, swarm(preset) as made:
         addresses = []
         for number in range(nodes):
             real = f"{ASIDE}:{free_port(ASIDE)}"

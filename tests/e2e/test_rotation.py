@@ -3,13 +3,10 @@
 import asyncio
 from types import SimpleNamespace
 
-import pytest
-
 from plumtree_quic.cli.cluster import Run, measure, swarm
 from plumtree_quic.security.certs import DevCa
 from tests.rigs.waiting import WAIT_S, until
 
-pytestmark = pytest.mark.timeout(180)
 NODES = 7
 RATE = 200.0
 SECONDS = 16
