@@ -77,6 +77,8 @@ SUBSCRIPTION_MESSAGES_MAX = 262_144
 EVENTS_MAX = 1_024
 RATE_WINDOW_S = 60.0
 CREDENTIALS_EVERY_S = 1.0
+# When one seed has answered, the others have so long to answer, too.
+OTHER_SEEDS_S = 0.05
 # Our own certificate's end is told this long before (reliability bar, C.9): a week, a day, an hour.
 EXPIRING_S = (7 * 86_400, 86_400, 3_600)
 
@@ -655,7 +657,7 @@ class Node:
                 f"{', '.join(others[:5])}{why}. Check that a node listens there, that UDP passes, "
                 "and that its certificates come from the same CA; trying goes on"
             )
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(OTHER_SEEDS_S)
         return self._running().core.seeds_reached(others)
 
     async def wait_for_peers(self, count: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109

@@ -280,6 +280,11 @@ class Endpoint:
             if self._is_outdated(pair.up):
                 self._rotation.add(peer, now, trusted=self._trusts(pair.up))
 
+    def _rotate_if_older(self, link: Link, now: float) -> None:
+        """A link that was begun before our credentials changed is outdated as it comes up."""
+        if link.generation != self._credentials().link_generation:
+            self._rotation.add(link.peer, now, trusted=self._trusts(link))
+
     def judge_links(self, now: float) -> None:
         """Revocations or the policy have changed: cut the links that would not be made now.
 
@@ -724,6 +729,7 @@ class Endpoint:
             self._pairs[peer] = _Pair(link)
             link.announced = True
             self._events.append(LinkUp(link, peer, hello, link.address if link.dialled else None))
+            self._rotate_if_older(link, now)
             return
         incumbent = pair.up
         assert incumbent.hello is not None
@@ -739,6 +745,7 @@ class Endpoint:
             self._pairs[peer] = _Pair(link)
             link.announced = True
             self._events.append(LinkUp(link, peer, hello, link.address if link.dialled else None))
+            self._rotate_if_older(link, now)
         elif new < old:
             link.close(CloseCode.DUPLICATE_LINK, "older epoch", now)
         elif replaces and replaces in (incumbent.link_id, incumbent.hello.link_id):
@@ -786,6 +793,7 @@ class Endpoint:
         self._touched[old] = self._touched[link] = None
         assert link.hello is not None
         self._events.append(LinkReplaced(link, link.peer, link.hello))
+        self._rotate_if_older(link, now)
         wants = self._wants_link(link.peer)
         if wants != link.told_wanted:
             # It changed after our hello, and was told on the older link.
@@ -811,6 +819,7 @@ class Endpoint:
         self._events.append(
             LinkUp(link, link.peer, link.hello, link.address if link.dialled else None)
         )
+        self._rotate_if_older(link, now)
 
     def _on_wanted(self, link: Link, now: float) -> None:
         peer = link.peer

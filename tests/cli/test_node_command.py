@@ -13,6 +13,7 @@ import pytest
 from plumtree_quic.cli import control
 from plumtree_quic.cli.main import run
 from tests.rigs.pki import Pki
+from tests.rigs.waiting import ASIDE, WAIT_S
 
 PROGRAM = [sys.executable, "-m", "plumtree_quic"]
 
@@ -31,8 +32,8 @@ class Terminal:
         os.set_blocking(self.process.stdout.fileno(), False)
         self.text = ""
 
-    def until(self, expected, timeout=20.0):
-        deadline = time.monotonic() + timeout
+    def until(self, expected):
+        deadline = time.monotonic() + WAIT_S
         while expected not in self.text:
             remaining = deadline - time.monotonic()
             assert remaining > 0, f"{expected!r} never came; got:\n{self.text}"
@@ -53,7 +54,7 @@ class Terminal:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(15)
+            code = self.process.wait(WAIT_S)
         finally:
             self.process.stdin.close()
             self.text += (self.process.stdout.read() or b"").decode()
@@ -119,7 +120,7 @@ def test_three_terminals_are_a_chat(files):
 
 
 def test_a_line_before_the_first_seed_answered_waits_for_it(files):
-    with terminal("node", "--listen", "127.0.0.1:0", *identity(files, "b")) as probe:
+    with terminal("node", "--listen", f"{ASIDE}:0", *identity(files, "b")) as probe:
         free = address_of(probe)
     with terminal(
         "node", "--listen", "127.0.0.1:0", "--stdin", "--seed", free, *identity(files, "a")
@@ -144,7 +145,7 @@ def test_a_pipe_is_sent_to_its_last_byte_and_too_long_a_line_is_told(files):
                 f"b: {line}" for line in lines
             ]
             b.process.send_signal(signal.SIGTERM)
-            assert b.process.wait(15) == 0
+            assert b.process.wait(WAIT_S) == 0
             b.process.stdout.close()
 
 
@@ -152,7 +153,7 @@ def test_a_node_that_takes_no_more_lines_says_so_once(files):
     state = ("--state-dir", str(files / "s"))
     with terminal("node", "--listen", "127.0.0.1:0", "--stdin", *state, *identity(files, "a")) as a:
         address_of(a)
-        subprocess.run([*PROGRAM, "drain", *state], check=True, timeout=30)
+        subprocess.run([*PROGRAM, "drain", *state], check=True, timeout=WAIT_S)
         a.process.stdin.write(b"line\n" * 1000)
         a.process.stdin.flush()
         a.until("no more lines are sent: the node is draining")
@@ -171,13 +172,13 @@ def test_publish_subscribe_and_status_through_the_socket(files):
             b.until("node/a is here")
             a.until("node/b is here")
             with terminal("subscribe", "--count", "1", "--state-dir", str(files / "sb")) as reader:
-                deadline = time.monotonic() + 15
+                deadline = time.monotonic() + WAIT_S
                 while reader.process.poll() is None and time.monotonic() < deadline:
                     subprocess.run(
                         [*PROGRAM, "publish", "--state-dir", str(files / "sa"), "one coffee"],
                         check=True,
                         stdout=subprocess.DEVNULL,
-                        timeout=30,
+                        timeout=WAIT_S,
                     )
                 reader.until("one coffee")
             b.until("a: one coffee")
@@ -186,15 +187,15 @@ def test_publish_subscribe_and_status_through_the_socket(files):
                 capture_output=True,
                 text=True,
                 check=True,
-                timeout=30,
+                timeout=WAIT_S,
                 env={**os.environ, "COLUMNS": "160"},
             ).stdout
             assert "health: healthy" in status or "health: degraded" in status
             assert "spiffe://test/node/b" in status
             subprocess.run(
-                [*PROGRAM, "leave", "--state-dir", str(files / "sb")], check=True, timeout=30
+                [*PROGRAM, "leave", "--state-dir", str(files / "sb")], check=True, timeout=WAIT_S
             )
-            assert b.process.wait(15) == 0
+            assert b.process.wait(WAIT_S) == 0
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def refused(*arguments, env=None):
         [*PROGRAM, *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=WAIT_S,
         env={**os.environ, **(env or {})},
         check=False,
     )
@@ -383,7 +384,7 @@ def test_a_node_that_is_told_to_end_leaves_and_is_not_missed(files, number):
             b.until("node/a is here")
             b.process.stdout.close()  # nobody reads any more, as when a terminal closes
             b.process.send_signal(number)
-            assert b.process.wait(15) == 0
+            assert b.process.wait(WAIT_S) == 0
             b.process.stdin.close()
         a.until("node/b left")
 
@@ -396,7 +397,7 @@ def test_a_message_from_a_pipe_that_never_ends_is_refused(files):
         with open("/dev/zero", "rb") as endless:
             done = subprocess.run(
                 [*PROGRAM, "publish", "--state-dir", str(files / "s")],
-                stdin=endless, capture_output=True, text=True, timeout=30, check=False,
+                stdin=endless, capture_output=True, text=True, timeout=WAIT_S, check=False,
             )  # fmt: skip
         assert done.returncode == 1
         assert "65,536" in done.stderr
@@ -505,7 +506,7 @@ def test_a_node_whose_standard_output_is_closed_leaves(files):
                 b.until("node/c is here")
                 reader.stdout.close()
                 b.type("nobody reads this")
-                assert reader.wait(20) == 0
+                assert reader.wait(WAIT_S) == 0
             finally:
                 if reader.poll() is None:
                     reader.kill()

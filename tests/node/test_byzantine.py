@@ -16,9 +16,8 @@ from plumtree_quic.messages import Announcement, Facts, Gossip, IHave, Ping, Rec
 from plumtree_quic.proto.members import INCARNATION_STEP_MAX
 from plumtree_quic.security.signatures import Kind, fact_kind
 from tests.rigs.byzantine import altered
-from tests.rigs.nodes import all_linked
+from tests.rigs.waiting import WAIT_S, linked, until
 
-WAIT_S = 20
 ALIVE, SUSPECT, LEFT = MemberState.ALIVE, MemberState.SUSPECT, MemberState.LEFT
 
 
@@ -109,14 +108,10 @@ async def scene(pki):
             await stack.enter_async_context(each)
         for each in (b, evil):
             await each.join([a.address])
-        await all_linked(nodes)
+        for each in nodes:
+            await each.wait_for_peers(2)
+        await linked(nodes)
         yield Scene(a, b, evil, watch)
-
-
-async def until(condition):
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def heard(scene):

@@ -4,9 +4,7 @@ import asyncio
 
 from plumtree_quic import Delegate, Node, PlumtreeConfig, QuicConfig
 from plumtree_quic.messages import BucketHashes, Facts
-from tests.rigs.nodes import all_linked
-
-WAIT_S = 20
+from tests.rigs.waiting import linked, until
 
 
 class Watch(Delegate):
@@ -27,12 +25,6 @@ def node(pki, name, delegate=None, **options):
     return Node(quic, config, listen="127.0.0.1:0", delegate=delegate, **options)
 
 
-async def until(condition):
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 async def test_x18_a_peer_above_its_limits_is_throttled_demoted_and_cut(pki, monkeypatch, tmp_path):
     monkeypatch.setattr("plumtree_quic.net.quota.DEMOTE_AFTER_S", 0.5)
     monkeypatch.setattr("plumtree_quic.net.quota.CUT_AFTER_S", 1.0)
@@ -44,7 +36,7 @@ async def test_x18_a_peer_above_its_limits_is_throttled_demoted_and_cut(pki, mon
     ):
         for each in (b, evil):
             await each.join([a.address])
-        await all_linked((a, b, evil))
+        await linked([a, b, evil])
         # The evil one is the parent of its own origin, until it is demoted.
         await evil.broadcast(b"mine")
         await until(lambda: a.stats()["messages_delivered"] == 1)
@@ -79,7 +71,7 @@ async def test_x18_a_peer_above_its_limits_is_throttled_demoted_and_cut(pki, mon
 async def test_what_every_limit_lets_through_is_not_in_the_way_of_honest_traffic(pki):
     async with node(pki, "a") as a, node(pki, "b") as b:
         await b.join([a.address])
-        await all_linked((a, b))
+        await linked([a, b])
         for number in range(20_000):
             await a.broadcast(b"%d" % number)
         await until(lambda: b.stats()["messages_delivered"] == 20_000)
@@ -89,7 +81,7 @@ async def test_what_every_limit_lets_through_is_not_in_the_way_of_honest_traffic
 async def test_facts_above_the_limit_are_not_verified(pki):
     async with node(pki, "a") as a, node(pki, "evil") as evil:
         await evil.join([a.address])
-        await all_linked((a, evil))
+        await linked([a, evil])
         link = evil._driver._endpoint.link(a.id)
         for _ in range(6_000):
             link.send(Facts(()))
