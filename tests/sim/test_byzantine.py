@@ -231,6 +231,41 @@ def test_the_highest_incarnation_of_a_stranger_locks_no_member_out(scene):
     assert all_alive(cluster)
 
 
+def test_nobody_can_be_driven_out_of_reach_by_what_is_said_of_its_incarnation(scene):
+    """Were it to speak above whatever it hears, nobody would believe it any more."""
+    cluster, liar = scene
+    liar.say(Facts((liar.fact(VICTIM, SUSPECT, incarnation=INCARNATION_STEP_MAX),)))
+    cluster.run(1.0)
+    for _ in range(400):
+        ahead = cluster.hosts[VICTIM].core.record.incarnation + 100
+        liar.say(Facts((liar.fact(VICTIM, SUSPECT), liar.fact(VICTIM, SUSPECT, incarnation=ahead))))
+        cluster.run(0.1)
+        assert DEAD not in {host.state_of(VICTIM) for host in honest(cluster)}
+    assert cluster.run(30.0, lambda: all_alive(cluster))
+    assert cluster.hosts[VICTIM].core.record.incarnation < 1_000
+
+
+def test_two_stories_about_itself_set_nobody_against_those_who_pass_them_on(scene):
+    cluster, liar = scene
+    epoch = liar.host.epoch + 1
+    peers = sorted(peer.name for peer in liar.host.links)
+    for number, name in enumerate(peers):
+        incarnation = (1 << 40) if number % 2 else 0
+        liar.say(Records((liar.record(LIAR, epoch=epoch, incarnation=incarnation),)), to=name)
+    cluster.run(60.0)
+    publish_and_settle(cluster, ["n000", VICTIM])
+    assert {strike.peer for host in honest(cluster) for strike in host.strikes} <= {liar.id}
+
+
+def test_nobody_leaves_in_a_time_far_ahead(scene):
+    """With a stolen key, it would keep the name's owner out for ever."""
+    cluster, liar = scene
+    liar.say(Facts((liar.fact(LIAR, LEFT, epoch=(1 << 48) - 1),)))
+    cluster.run(2.0)
+    for host in honest(cluster):
+        assert host.core.table.get(liar.host.core.key).epoch == liar.host.epoch
+
+
 # --- other members' messages --------------------------------------------------------------------
 
 
