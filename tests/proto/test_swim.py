@@ -917,3 +917,12 @@ def test_tombstones_are_forgotten_when_their_record_has_expired():
     rig.run(61.0, alive=("a",))
     assert rig.state("b") is None
     assert rig.state("a") is ALIVE
+
+
+def test_who_is_leaving_hears_one_more_accusation_unmoved():
+    rig = Rig("a", "b")
+    members(rig, "x")
+    rig.facts("a", fact("x", SUSPECT, signer="b"))
+    rig.take(rig.swim.leave(rig.now))
+    rig.facts("a", fact("x", SUSPECT, signer="a"))
+    assert rig.state("x") is SUSPECT
