@@ -29,6 +29,7 @@ from plumtree_quic.proto.effects import (
     Push,
     Send,
 )
+from plumtree_quic.proto.plumtree import AHEAD_IDS_MAX
 from tests.rigs.broadcast import bundle, core, key, node
 
 LAN = PlumtreeConfig.lan(sync=SyncConfig(enabled=False))
@@ -1135,6 +1136,63 @@ def test_a_bundle_cut_by_a_false_floor_is_delivered_whole():
     me.receive(P[0], digest(("o", 1, ((5, 90),))), 0.0)
     assert delivered(me.receive(P[0], gossip(85, count=10), 0.0)) == [85]
     assert delivered(me.receive(P[0], gossip(85, count=10), 0.0)) == []
+
+
+def test_what_others_announce_or_push_is_not_before_our_time_whatever_the_first_link_claims():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    assert grafts(me.receive(P[0], ihave(80, 81), 0.0)) == []
+    assert grafts(me.receive(P[1], ihave(80, 81), 0.0)) == [(P[1], ((80, 81),), True)]
+    assert delivered(me.receive(P[1], Repair(1, bundle(80, count=2)), 0.0)) == [80]
+    assert delivered(me.receive(P[0], gossip(82), 0.0)) == []
+    assert not me.is_settled(bundle(82))
+    assert delivered(me.receive(P[1], gossip(82), 0.0)) == [82]
+    assert me.is_settled(bundle(82))
+    # And each of it once, when nobody holds it any more, too.
+    me.advance(10 * LAN.message_cache_ttl)
+    for peer in P[:2]:
+        assert delivered(me.receive(peer, gossip(80, count=2), 9.0)) == []
+        assert grafts(me.receive(peer, ihave(80, 82), 9.0)) == []
+
+
+def test_what_is_announced_of_a_claim_is_bounded_like_any_announcement():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    me.receive(P[1], ihave(2, 5_000_000), 0.0)
+    assert not me.has_seen(bundle(1_001))
+    assert me.has_seen(bundle(1_002))
+
+
+def test_nobody_makes_more_gaps_than_are_kept_by_claims_or_by_doubts():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    for page in range(10):
+        held = tuple((n, n) for n in range(1 + 512 * page, 513 + 512 * page, 2))
+        me.receive(P[0], digest(("o", 1, held), last=False), 0.0)
+    me.receive(P[0], digest(("a", 1, ((1, 1 << 40),))), 0.0)
+    for number in range(40):
+        for first in range(1 + 100 * number, 101 + 100 * number, 2):
+            me.receive(P[1], ihave(first, origin="a"), float(number))
+        me.receive(P[1], GraftRefused(key("a"), 1, ((1, 5_000),), RefusedReason.GONE), number)
+    assert len(me._streams[ORIGIN, 1].seen) <= 1024
+    assert len(me._streams[key("a"), 1].seen) <= 1024
+
+
+def test_a_claim_far_above_what_others_hold_is_none():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    assert delivered(me.receive(P[1], gossip(1 << 30), 0.0)) == [1 << 30]
+    assert grafts(me.receive(P[1], digest(("o", 1, ((1, 9),))), 0.0)) == []
+    assert me.has_seen(bundle(9 + AHEAD_IDS_MAX))
+    assert me.has_seen(bundle(1 << 30))
+    assert not me.has_seen(bundle(10 + AHEAD_IDS_MAX))
 
 
 def test_a_first_link_that_never_ends_its_digest_holds_nothing_up_for_long():

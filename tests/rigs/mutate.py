@@ -176,6 +176,12 @@ ALSO = (
     ("plumtree_quic/proto/overlay.py", "if min(apart, len(holders) - apart) <= reach:", "if True:"),
     (
         "plumtree_quic/proto/plumtree.py",
+        "if stream.claimed and self._is_claimed_alone(stream, first, last):",
+        "if False:",
+    ),
+    ("plumtree_quic/proto/plumtree.py", "self._doubt(stream, link, first, last)", "pass"),
+    (
+        "plumtree_quic/proto/plumtree.py",
         "if held is not None and not held.bundle.says_the_same(bundle):",
         "if False:",
     ),

@@ -28,6 +28,7 @@ from tests.rigs.byzantine import (
     alter_bodies,
     altered,
     answer_with_garbage,
+    claim_to_hold_everything,
     sim_id,
     withhold,
 )
@@ -319,6 +320,17 @@ def test_answering_grafts_with_garbage_is_struck_and_costs_one_try(scene):
     cluster, liar = scene
     liar.twist(answer_with_garbage)
     publish_and_settle(cluster, ["n000", VICTIM, "n001"], 10)
+
+
+def test_who_greets_a_joiner_first_does_not_choose_what_it_never_hears(scene):
+    """A joiner takes the first digest for what was before its time: the liar's claims it all."""
+    cluster, liar = scene
+    publish_and_settle(cluster, ["n000", VICTIM], 2)
+    liar.twist(claim_to_hold_everything)
+    cluster.start("n100", LIAR)
+    assert cluster.run(30.0, cluster.agreed)
+    cluster.run(10.0)
+    publish_and_settle(cluster, ["n000", VICTIM, "n001"], 5)
 
 
 def test_two_bundles_under_one_number_are_told_with_their_proof_and_the_first_stands(scene):
