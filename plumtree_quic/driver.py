@@ -104,6 +104,9 @@ REFUSED_FLOOR_S = 30.0
 MALFORMED_TOLD_EVERY_S = 10.0
 RECORD_VALID_MS = 24 * 3600 * 1000
 STRIKES_MAX = 3
+# What a peer has used up and is guilty of outlives its link for so long, else a new link would be a
+# clean sheet. By then every limit of quota.py is earned anew.
+REMEMBERED_S = 60.0
 THROTTLED_TOLD_EVERY_S = 10.0
 CLOSE_PROTOCOL_ERROR = 0x15
 CLOSE_GOING_AWAY = 0x10
@@ -164,6 +167,15 @@ class _Peer:
     quota: PeerQuota
     heard_at: float = 0.0
     throttled_told_at: float = float("-inf")
+
+
+@attrs.frozen
+class _Departed:
+    """What is remembered of a peer whose link ended, at monotonic seconds `at`."""
+
+    at: float
+    quota: PeerQuota
+    strikes: int
 
 
 @attrs.frozen
@@ -263,6 +275,8 @@ class Driver:
         self._congested: dict[NodeId, float] = {}
         self._strikes: dict[NodeId, int] = {}
         self._quotas: dict[NodeId, PeerQuota] = {}
+        # Both, of peers whose link has ended lately, oldest first.
+        self._departed: dict[NodeId, _Departed] = {}
         self._malformed_told_at = float("-inf")
         self._egress_waiters: deque[asyncio.Future[None]] = deque()
         self._idle_waiters: deque[asyncio.Future[None]] = deque()
@@ -812,8 +826,9 @@ class Driver:
                 )
                 self._congested.pop(peer, None)
                 self._held.discard(peer)
-                self._strikes.pop(peer, None)
-                self._quotas.pop(peer, None)
+                self._departed[peer] = _Departed(
+                    now, self._quotas.pop(peer, PeerQuota()), self._strikes.pop(peer, 0)
+                )
                 self._gate.link_down(peer)
                 self._unblock(peer)
                 self._wake(self._direct_waiters.pop(peer, deque()))
@@ -926,7 +941,7 @@ class Driver:
             self._restart_at(yours.epoch + 1, link, now)
             return
         self._was_up = True
-        link.context = _Peer(self._quotas.setdefault(peer, PeerQuota()))
+        link.context = _Peer(self._quota_of(peer, now))
         logger.info(
             "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
         )
@@ -935,6 +950,20 @@ class Driver:
         if seed is not None:
             self._forget_dials(seed)
         self._sink.link_up()
+
+    def _quota_of(self, peer: NodeId, now: float) -> PeerQuota:
+        """Of a peer with a new link: what it had when its last one ended, if that was lately."""
+        for each, departed in tuple(self._departed.items()):
+            if now < departed.at + REMEMBERED_S:
+                break
+            del self._departed[each]
+        former = self._departed.pop(peer, None)
+        if former is not None:
+            former.quota.begin_link()
+            self._quotas[peer] = former.quota
+            if former.strikes:
+                self._strikes[peer] = former.strikes
+        return self._quotas.setdefault(peer, PeerQuota())
 
     def _is_past(self, yours: Record) -> bool:
         """Whether a peer's newest record of us is of an earlier life that looks later than ours.

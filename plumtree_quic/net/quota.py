@@ -103,7 +103,7 @@ def _size(message: Message) -> int:
 
 @attrs.define
 class PeerQuota:
-    """The limits of one link's peer. `now` is monotonic seconds.
+    """The limits of one peer, over all its links. `now` is monotonic seconds.
 
     above: what it is or was last above of. refused: frames that were not looked at.
     """
@@ -119,6 +119,12 @@ class PeerQuota:
     _last: float = 0.0
     _demoted: bool = False
     _cut: bool = False
+
+    def begin_link(self) -> None:
+        """Its peer has a new link, on which it was neither demoted nor cut; what it used up is
+        used up.
+        """
+        self._demoted = self._cut = False
 
     def charge(self, message: Message, now: float) -> Step:
         """One more frame of this peer."""
@@ -159,7 +165,7 @@ class PeerQuota:
         self.refused += 1
         self.above = what
         if self._since is None or now - self._last > FORGIVEN_AFTER_S:
-            self._since, self._demoted = now, False
+            self._since, self._demoted, self._cut = now, False, False
         self._last = now
         if now - self._since >= CUT_AFTER_S and not self._cut:
             self._cut = True

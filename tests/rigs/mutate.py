@@ -201,6 +201,7 @@ ALSO = (
         "return revocation.is_revoked(",
     ),
     (_DRIVER, "self._endpoint.judge_links(now)", "pass"),
+    (_DRIVER, "former = self._departed.pop(peer, None)", "former = None"),
     ("plumtree_quic/node.py", "if not driver.policy.may_publish(self.id, (topic,)):", "if False:"),
     (
         "plumtree_quic/security/identity.py",
