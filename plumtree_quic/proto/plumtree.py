@@ -61,6 +61,8 @@ GAPS_MAX = 1_024
 # How far above the highest id seen an announcement may reach; a digest is asked for instead.
 # A parent that is late as usual is waited for, but never longer than so many graft_timeouts.
 LAG_TIMEOUTS_MAX = 5
+# A parent's lateness says something about the machine for so long. A guess.
+LAG_FRESH_S = 10.0
 REPAIRED_MAX = 256
 AHEAD_IDS_MAX = 65_536
 HOP_MAX = 255
@@ -124,7 +126,11 @@ class Counters:
 
 @attrs.define(eq=False)
 class _Link:
-    """One link that is up. bit: its place in every mask of this module. demoted: never a parent."""
+    """One link that is up. bit: its place in every mask of this module. demoted: never a parent.
+
+    lag_s, lag_deviation_s: how late its pushes come behind announcements, when they do; lag_at:
+    when one last did. pushed_at: when it last brought something new as a parent.
+    """
 
     peer: NodeId
     bit: int
@@ -136,6 +142,10 @@ class _Link:
     origins_pushed: int = 0
     failures: int = 0
     demoted: bool = False
+    lag_s: float = 0.0
+    lag_deviation_s: float = 0.0
+    lag_at: float = -inf
+    pushed_at: float = -inf
     backlog: deque[tuple[StreamKey, int, int]] = attrs.field(factory=deque)
     digest_asked_at: float = -inf
     digest_sent_at: float = -inf
@@ -215,9 +225,9 @@ class Plumtree:
         )
         self._cache_swept_at = -inf
         self._missing = Missing(config.graft_timeout)
-        # How late pushes come behind announcements; what grafts brought lately, and since when it
-        # was missing.
-        self._lag_s = self._lag_deviation_s = 0.0
+        # How late pushes usually come behind announcements; what grafts brought lately, and since
+        # when it was missing.
+        self._usual_lag_s = 0.0
         self._repaired: dict[tuple[StreamKey, int], float] = {}
         # Whom we asked to push an origin of which nothing has come yet.
         self._hoped: dict[MemberKey, tuple[float, NodeId]] = {}
@@ -417,7 +427,7 @@ class Plumtree:
                 origin = stream.origin
                 effects.append(Deliver(bundle, message.hop, link.peer))
                 if link is origin.parent and self._missing:
-                    self._note_lag(self._missing.since(stream.key, bundle.first), now)
+                    self._note_lag(link, self._missing.since(stream.key, bundle.first), now)
                 known = self._take(stream, bundle, now)
                 self._restart_if_idle(origin, now, effects)
                 self._note_parent(origin, link, now, effects)
@@ -518,21 +528,30 @@ class Plumtree:
         self._want_digest(link, now)
         return False
 
-    def _note_lag(self, since: float | None, now: float) -> None:
+    def _note_lag(self, link: _Link, since: float | None, now: float) -> None:
         """A push came behind announcements, the first of them at `since`: learn by how much.
 
         On busy machines a push regularly takes longer than graft_timeout; asking others then
-        doubles the work that made it late. Smoothed as RFC 6298 smooths round trips, over all
-        origins, for it is the machine that is slow.
+        doubles the work that made it late. Smoothed as RFC 6298 smooths round trips, for each
+        link; what is usual is the median of links, for then it is the machine that is slow. One
+        parent that sits on what it should push must not teach us to wait for it.
         """
         if since is None:
             return
         lag_s = now - since
-        if self._lag_s == 0.0:
-            self._lag_s, self._lag_deviation_s = lag_s, lag_s / 2
+        if link.lag_s == 0.0:
+            link.lag_s, link.lag_deviation_s = lag_s, lag_s / 2
         else:
-            self._lag_deviation_s += (abs(self._lag_s - lag_s) - self._lag_deviation_s) / 4
-            self._lag_s += (lag_s - self._lag_s) / 8
+            link.lag_deviation_s += (abs(link.lag_s - lag_s) - link.lag_deviation_s) / 4
+            link.lag_s += (lag_s - link.lag_s) / 8
+        link.lag_at = now
+        fresh_at = now - LAG_FRESH_S
+        lags = sorted(
+            each.lag_s + 4 * each.lag_deviation_s if each.lag_at > fresh_at else 0.0
+            for each in self._links.values()
+            if each.lag_at > fresh_at or each.pushed_at > fresh_at
+        )
+        self._usual_lag_s = lags[(len(lags) - 1) // 2]
 
     def _take(self, stream: _Stream, bundle: Bundle, now: float) -> int:
         """Mark `bundle` as seen. Returns the links that have announced it."""
@@ -599,7 +618,7 @@ class Plumtree:
         self.counters.tree_duplicates += 1
         if self._repaired:
             # We asked too early: the push was on its way all the time.
-            self._note_lag(self._repaired.pop((stream.key, bundle.first), None), now)
+            self._note_lag(link, self._repaired.pop((stream.key, bundle.first), None), now)
         if stream.owed:
             self._owed.settle(stream.owed, link.bit, bundle.first, bundle.last)
         origin = stream.origin
@@ -673,7 +692,7 @@ class Plumtree:
     def _note_parent(self, origin: _Origin, link: _Link, now: float, effects: list[Effect]) -> None:
         """`link` was first: as the parent, as a new one, or as one that may become it."""
         if origin.parent is link:
-            origin.pushed_at = now
+            origin.pushed_at = link.pushed_at = now
             origin.challenger = None
             return
         if origin.key == self._me:
@@ -844,7 +863,7 @@ class Plumtree:
             return now
         silent_at = max(parent.heard_at, since) + parent.silent_after_s
         timeout_s = self._config.graft_timeout
-        usual_s = min(self._lag_s + 4 * self._lag_deviation_s, LAG_TIMEOUTS_MAX * timeout_s)
+        usual_s = min(self._usual_lag_s, LAG_TIMEOUTS_MAX * timeout_s)
         return max(now, min(since + timeout_s, silent_at), since + usual_s)
 
     # --- grafts that we send --------------------------------------------------------------------

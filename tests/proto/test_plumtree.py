@@ -506,6 +506,28 @@ def test_a_push_that_comes_after_the_graft_teaches_patience():
     assert grafts(me.advance(5.0 + LAN.graft_timeout * 1.5)) == []
 
 
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_most_parents_must_be_late_before_any_is_waited_for_longer(late):
+    """One that sits on what it should push teaches nobody patience; a slow machine does."""
+    me = up()
+    origins = ["o", "p", "q"]
+    for parent, origin in zip(P, origins, strict=False):
+        grow(me, parent=parent, origin=origin)
+    now, delay = 1.0, LAN.graft_timeout * 0.9
+    for seq in range(2, 6):
+        for number, (parent, origin) in enumerate(zip(P, origins, strict=False)):
+            if number < late:
+                me.receive(P[3], ihave(seq, origin=origin), now)
+                assert grafts(me.advance(now + delay)) == []
+                me.receive(parent, gossip(seq, origin=origin), now + delay)
+            else:
+                me.receive(parent, gossip(seq, origin=origin), now + delay)
+            now += 1.0
+    me.receive(P[3], ihave(6), now)
+    asked = grafts(me.advance(now + LAN.graft_timeout))
+    assert [ranges for _, ranges, _ in asked] == ([((6, 6),)] if late == 1 else [])
+
+
 def test_patience_ends_after_five_graft_timeouts():
     me = up()
     grow(me)

@@ -64,6 +64,21 @@ class Liar:
 
         self.host._send = lie
 
+    def dawdle(self, seconds):
+        """From now on what it pushes leaves later; all else, announcements too, leaves at once.
+
+        seconds: asked for each push: by how much.
+        """
+        send, after = self.host._send, self.cluster.time.after
+
+        def later(end, message):
+            if isinstance(message, Gossip):
+                after(seconds(), lambda: end.up and end.send(message))
+            else:
+                send(end, message)
+
+        self.host._send = later
+
     # --- forging ----------------------------------------------------------------------------
 
     def signed(self, kind, of=None):

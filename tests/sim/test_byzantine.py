@@ -316,6 +316,34 @@ def test_announcing_and_withholding_costs_one_graft_timeout_a_try(scene):
     assert cluster.run(10 * config.graft_timeout, lambda: not missing(cluster, since))
 
 
+def test_a_parent_that_is_late_on_purpose_teaches_nobody_to_wait_for_it():
+    """A little later each time, so that it is always within what was waited for before."""
+    cluster = Cluster(seed=24)
+    cluster.ready(24)
+    liar = Liar(cluster, LIAR)
+    delay, slowest = 0.0, 0.0
+    published = {}
+    liar.dawdle(lambda: delay)
+    on_delivered = cluster.journal.on_delivered
+
+    def note(life, effect, ends, now):
+        nonlocal slowest
+        bundle = effect.bundle
+        slowest = max(slowest, now - published.get((bundle.origin, bundle.first), now))
+        on_delivered(life, effect, ends, now)
+
+    cluster.journal.on_delivered = note
+    for step in range(60):
+        delay = 0.05 * (step // 3)
+        for name in ("n000", VICTIM, "n001", "n010"):
+            bundle = cluster.hosts[name].publish()
+            published[bundle.origin, bundle.first] = cluster.time.now
+        cluster.run(0.05)
+    cluster.run(5.0)
+    # Announced within a batch, waited for once, asked and answered.
+    assert slowest < 1.5 * cluster.config.graft_timeout
+
+
 def test_answering_grafts_with_garbage_is_struck_and_costs_one_try(scene):
     cluster, liar = scene
     liar.twist(answer_with_garbage)
