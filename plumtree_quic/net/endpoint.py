@@ -82,6 +82,7 @@ class Counters:
     rejected: int = 0
     hard_dropped: int = 0
     replaced: int = 0
+    links_over_pair: int = 0
 
 
 @attrs.define
@@ -106,6 +107,9 @@ class _Pair:
         return [*self.contenders, *self.draining]
 
 
+# Links to one peer beside the one that is used, on their way in or out. A name with many addresses
+# that are all one node's is dialled at 16 of them at once.
+PAIR_LINKS_MAX = 32
 _SIGN_DIFFERS = "one side signs, the other does not"
 
 
@@ -750,6 +754,10 @@ class Endpoint:
             link.close(CloseCode.DUPLICATE_LINK, "older epoch", now)
         elif replaces and replaces in (incumbent.link_id, incumbent.hello.link_id):
             self._replace(pair, link, now)
+        elif len(pair.others()) >= PAIR_LINKS_MAX:
+            # One identity must not take the place of all others.
+            self.counters.links_over_pair += 1
+            link.close(CloseCode.OVERLOADED, "too many links", now)
         else:
             pair.contenders.append(link)
             incumbent.ping_incumbent(now)

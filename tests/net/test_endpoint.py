@@ -705,3 +705,23 @@ def test_the_rejection_log_is_bounded():
     assert b.endpoint.counters.rejected == 25
     assert len(b.security("handshake.rejected")) == endpoints.REJECTIONS_PER_MINUTE
     assert net.now < START + 60
+
+
+def test_one_identity_has_a_bounded_number_of_links(monkeypatch):
+    """However often it dials, there is room for others, and one link that stays."""
+    monkeypatch.setattr(endpoints, "PAIR_LINKS_MAX", 3)
+    net = Net()
+    a, b = net.linked()
+    for _ in range(5):
+        for _ in range(10):
+            a.dial(b)
+        for _ in range(40):
+            net.run(0.002)
+            for one, other in ((a, b), (b, a)):
+                pair = one.endpoint._pairs.get(other.id)
+                assert pair is None or len(pair.others()) <= 3
+    over = [one.endpoint.counters.links_over_pair for one in (a, b)]
+    assert sum(over) > 0
+    net.run(30.0)
+    assert a.tables()["links"] == b.tables()["links"] == 1
+    assert a.send(b, direct(1))

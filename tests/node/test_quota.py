@@ -4,6 +4,7 @@ import asyncio
 
 from plumtree_quic import Delegate, Node, PlumtreeConfig, QuicConfig
 from plumtree_quic.messages import BucketHashes, Facts
+from plumtree_quic.proto.effects import Strike
 from tests.rigs.waiting import linked, until
 
 
@@ -87,3 +88,27 @@ async def test_facts_above_the_limit_are_not_verified(pki):
             link.send(Facts(()))
         evil._driver._schedule_turn()
         await until(lambda: a.stats()["frames_throttled"] > 0)
+
+
+async def test_a_new_link_is_no_clean_sheet(pki):
+    """What a peer may burst, and its strikes, are its own and not its link's."""
+    watch = Watch()
+    async with node(pki, "a", watch) as a, node(pki, "evil") as evil:
+        await evil.join([a.address])
+        await linked([a, evil])
+        driver = a._driver
+        link = evil._driver._endpoint.link(a.id)
+        for _ in range(4_100):
+            link.send(Facts(()))
+        evil._driver._schedule_turn()
+        await until(lambda: a.stats()["frames_throttled"] > 0)
+        driver._perform([Strike(evil.id, "a"), Strike(evil.id, "b")], driver._loop.time())
+        quota = driver._accounts.quota(evil.id)
+        link.close(0x10, "again", driver._loop.time())
+        evil._driver._schedule_turn()
+        await until(lambda: not a.peers())
+        await until(lambda: a.peers() and evil.peers())
+        assert driver._accounts.quota(evil.id) is quota
+        assert not watch.of("limit.hit")
+        driver._perform([Strike(evil.id, "c")], driver._loop.time())
+        await until(lambda: watch.of("limit.hit"))

@@ -187,8 +187,18 @@ ALSO = (
     (_SWIM, "if not self._is_monitor(self.table.own.node_id, row.node_id):", "if False:"),
     (_SWIM, "if fact.incarnation - row.incarnation > INCARNATION_STEP_MAX:", "if False:"),
     (_SWIM, "fact.signer in row.accusations or ", ""),
+    (_SWIM, "if row is None or self.table.is_ahead(fact.epoch):", "if row is None:"),
+    (_SWIM, "if not proved and not self._may_rise(rise, now):", "if False:"),
+    (_SWIM, "reason == BROKEN_BY_ITSELF and peer == record.node_id", "reason == BROKEN_BY_ITSELF"),
     (_SWIM, "if not link.may_ping(now):", "if False:"),
     ("plumtree_quic/proto/overlay.py", "if min(apart, len(holders) - apart) <= reach:", "if True:"),
+    (
+        "plumtree_quic/proto/plumtree.py",
+        "if stream.claimed and self._is_claimed_alone(stream, first, last):",
+        "if False:",
+    ),
+    ("plumtree_quic/proto/plumtree.py", "lags[(len(lags) - 1) // 2]", "lags[-1]"),
+    ("plumtree_quic/proto/plumtree.py", "self._doubt(stream, link, first, last)", "pass"),
     (
         "plumtree_quic/proto/plumtree.py",
         "if held is not None and not held.bundle.says_the_same(bundle):",
