@@ -824,6 +824,8 @@ class Driver:
             case DialFailed():
                 self._on_dial_failed(event, now)
             case SecurityEvent(kind, fields):
+                if kind == "clock.jump":
+                    self.judge_again()
                 self._sink.security_event(kind, fields)
 
     def _admit(self, link: NetLink, peer: NodeId, message: Message, now: float) -> None:
@@ -1205,7 +1207,8 @@ class Driver:
                 use(list(found))
             elif failed is not None:
                 names = ", ".join(addresses)
-                failed(LinkError(f"{names} does not resolve to an address: {reason}"))
+                why = getattr(reason, "strerror", None) or str(reason) or "no answer in time"
+                failed(LinkError(f"{names} does not resolve to an address: {why}"))
         except Exception:
             self._note_error("an address could not be used; going on")
         self._schedule_turn()

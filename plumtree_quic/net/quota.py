@@ -111,7 +111,7 @@ def _size(message: Message) -> int:
 
 @attrs.define
 class PeerQuota:
-    """The limits of one link's peer. `now` is monotonic seconds.
+    """The limits of one peer, over all its links. `now` is monotonic seconds.
 
     above: what it is or was last above of. refused: frames that were not looked at.
     """
@@ -127,6 +127,12 @@ class PeerQuota:
     _last: float = 0.0
     _demoted: bool = False
     _cut: bool = False
+
+    def begin_link(self) -> None:
+        """Its peer has a new link, on which it was neither demoted nor cut; what it used up is
+        used up.
+        """
+        self._demoted = self._cut = False
 
     def charge(self, message: Message, now: float) -> Step:
         """One more frame of this peer."""
@@ -167,7 +173,7 @@ class PeerQuota:
         self.refused += 1
         self.above = what
         if self._since is None or now - self._last > FORGIVEN_AFTER_S:
-            self._since, self._demoted = now, False
+            self._since, self._demoted, self._cut = now, False, False
         self._last = now
         if now - self._since >= CUT_AFTER_S and not self._cut:
             self._cut = True
@@ -203,7 +209,10 @@ class Accounts:
 
     def link_up(self, peer: NodeId) -> None:
         """A link to `peer` is greeted, its first or another."""
-        self._accounts.setdefault(peer, _Account()).idle_since = None
+        account = self._accounts.setdefault(peer, _Account())
+        if account.idle_since is not None:
+            account.idle_since = None
+            account.quota.begin_link()
 
     def link_down(self, peer: NodeId, now: float) -> None:
         """The last link to `peer` is gone."""

@@ -310,8 +310,8 @@ class Core:
         return self.table.record_of(member_key(peer))
 
     def has_seen(self, bundle: Bundle) -> bool:
-        """Whether all of `bundle` was delivered, refused, or before our time."""
-        return self._plumtree.has_seen(bundle)
+        """Whether all of `bundle` was delivered or refused: whatever is a copy changes nothing."""
+        return self._plumtree.is_settled(bundle)
 
     def differs(self, bundle: Bundle) -> bool:
         """Whether we hold something else under the first sequence number of `bundle`."""
@@ -431,7 +431,7 @@ class Core:
         bundle = message.bundle
         if (
             self._judge is not None
-            and not self._plumtree.has_seen(bundle)
+            and not self._plumtree.is_settled(bundle)
             and not self._judge(bundle)
         ):
             # Seen, but neither delivered, held nor forwarded, and not asked for again.

@@ -172,6 +172,10 @@ class Members:
         """Whether `record` is past its `valid_until`."""
         return record.valid_until <= self._wall_ms()
 
+    def is_ahead(self, epoch: int) -> bool:
+        """Whether `epoch` lies further ahead of our clock than an honest clock can be wrong."""
+        return epoch > self._wall_ms() + EPOCH_AHEAD_MS
+
     def own_valid_s(self) -> float:
         """How long our own record is still valid, in seconds."""
         return (self._own.record.valid_until - self._wall_ms()) / 1000.0
@@ -187,7 +191,7 @@ class Members:
         """
         if self.is_expired(record):
             return "record expired"
-        if record.epoch > self._wall_ms() + EPOCH_AHEAD_MS:
+        if self.is_ahead(record.epoch):
             return "epoch more than 24 h ahead"
         row = self.get(member_key(record.node_id))
         if row is None:

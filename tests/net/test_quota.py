@@ -124,6 +124,21 @@ def test_the_busiest_honest_traffic_that_was_measured_is_ten_times_below():
     assert all(LIMITS[kind][0] >= 10 * rate for kind, rate in measured.items())
 
 
+def test_a_new_link_gives_back_nothing_that_was_used_up():
+    made = PeerQuota()
+    steps = flood(made, FACTS, 2_000.0, 20.0)
+    assert first(steps, Step.CUT) is not None
+    made.begin_link()
+    # It goes on where it was, and so does what becomes of it.
+    steps = flood(made, FACTS, 2_000.0, 0.1, start=20.0)
+    assert first(steps, Step.CUT) is not None
+    # Who has stayed below for a while is let be, and cut again when it starts again.
+    made.begin_link()
+    steps = flood(made, FACTS, 2_000.0, 40.0, start=60.0)
+    assert first(steps, Step.THROTTLE) > 60.0 + 1.0
+    assert first(steps, Step.CUT) is not None
+
+
 # --- accounts -----------------------------------------------------------------------------------
 
 PEER = NodeId.parse("spiffe://test/node/peer")

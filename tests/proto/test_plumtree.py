@@ -29,7 +29,7 @@ from plumtree_quic.proto.effects import (
     Push,
     Send,
 )
-from plumtree_quic.proto.plumtree import SETTLING_BUNDLES
+from plumtree_quic.proto.plumtree import AHEAD_IDS_MAX, SETTLING_BUNDLES
 from tests.rigs.broadcast import bundle, core, key, node
 
 LAN = PlumtreeConfig.lan(sync=SyncConfig(enabled=False))
@@ -504,6 +504,28 @@ def test_a_push_that_comes_after_the_graft_teaches_patience():
     other = P[2] if parent is not P[2] else P[3]
     me.receive(other, ihave(3), 5.0)
     assert grafts(me.advance(5.0 + LAN.graft_timeout * 1.5)) == []
+
+
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_most_parents_must_be_late_before_any_is_waited_for_longer(late):
+    """One that sits on what it should push teaches nobody patience; a slow machine does."""
+    me = up()
+    origins = ["o", "p", "q"]
+    for parent, origin in zip(P, origins, strict=False):
+        grow(me, parent=parent, origin=origin)
+    now, delay = 1.0, LAN.graft_timeout * 0.9
+    for seq in range(2, 6):
+        for number, (parent, origin) in enumerate(zip(P, origins, strict=False)):
+            if number < late:
+                me.receive(P[3], ihave(seq, origin=origin), now)
+                assert grafts(me.advance(now + delay)) == []
+                me.receive(parent, gossip(seq, origin=origin), now + delay)
+            else:
+                me.receive(parent, gossip(seq, origin=origin), now + delay)
+            now += 1.0
+    me.receive(P[3], ihave(6), now)
+    asked = grafts(me.advance(now + LAN.graft_timeout))
+    assert [ranges for _, ranges, _ in asked] == ([((6, 6),)] if late == 1 else [])
 
 
 def test_patience_ends_after_five_graft_timeouts():
@@ -1230,6 +1252,63 @@ def test_a_bundle_cut_by_a_false_floor_is_delivered_whole():
     me.receive(P[0], digest(("o", 1, ((5, 90),))), 0.0)
     assert delivered(me.receive(P[0], gossip(85, count=10), 0.0)) == [85]
     assert delivered(me.receive(P[0], gossip(85, count=10), 0.0)) == []
+
+
+def test_what_others_announce_or_push_is_not_before_our_time_whatever_the_first_link_claims():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    assert grafts(me.receive(P[0], ihave(80, 81), 0.0)) == []
+    assert grafts(me.receive(P[1], ihave(80, 81), 0.0)) == [(P[1], ((80, 81),), True)]
+    assert delivered(me.receive(P[1], Repair(1, bundle(80, count=2)), 0.0)) == [80]
+    assert delivered(me.receive(P[0], gossip(82), 0.0)) == []
+    assert not me.is_settled(bundle(82))
+    assert delivered(me.receive(P[1], gossip(82), 0.0)) == [82]
+    assert me.is_settled(bundle(82))
+    # And each of it once, when nobody holds it any more, too.
+    me.advance(10 * LAN.message_cache_ttl)
+    for peer in P[:2]:
+        assert delivered(me.receive(peer, gossip(80, count=2), 9.0)) == []
+        assert grafts(me.receive(peer, ihave(80, 82), 9.0)) == []
+
+
+def test_what_is_announced_of_a_claim_is_bounded_like_any_announcement():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    me.receive(P[1], ihave(2, 5_000_000), 0.0)
+    assert not me.has_seen(bundle(1_001))
+    assert me.has_seen(bundle(1_002))
+
+
+def test_nobody_makes_more_gaps_than_are_kept_by_claims_or_by_doubts():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    for page in range(10):
+        held = tuple((n, n) for n in range(1 + 512 * page, 513 + 512 * page, 2))
+        me.receive(P[0], digest(("o", 1, held), last=False), 0.0)
+    me.receive(P[0], digest(("a", 1, ((1, 1 << 40),))), 0.0)
+    for number in range(40):
+        for first in range(1 + 100 * number, 101 + 100 * number, 2):
+            me.receive(P[1], ihave(first, origin="a"), float(number))
+        me.receive(P[1], GraftRefused(key("a"), 1, ((1, 5_000),), RefusedReason.GONE), number)
+    assert len(me._streams[ORIGIN, 1].seen) <= 1024
+    assert len(me._streams[key("a"), 1].seen) <= 1024
+
+
+def test_a_claim_far_above_what_others_hold_is_none():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    assert delivered(me.receive(P[1], gossip(1 << 30), 0.0)) == [1 << 30]
+    assert grafts(me.receive(P[1], digest(("o", 1, ((1, 9),))), 0.0)) == []
+    assert me.has_seen(bundle(9 + AHEAD_IDS_MAX))
+    assert me.has_seen(bundle(1 << 30))
+    assert not me.has_seen(bundle(10 + AHEAD_IDS_MAX))
 
 
 def test_a_first_link_that_never_ends_its_digest_holds_nothing_up_for_long():
