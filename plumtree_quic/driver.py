@@ -367,6 +367,7 @@ class Driver:
         if self._ring is not None:
             self._ring.judge_again()
         self._gate.judge_again()
+        self.core.judge_again()
         self._endpoint.judge_links(now)
         self._schedule_turn()
 
@@ -424,6 +425,7 @@ class Driver:
             self._ring.use(credentials)
             self._ring.judge_again()
             self._gate.judge_again()
+            self.core.judge_again()
         if self._signer is not None and self._signer.key_id != key_id_of(credentials.leaf_der):
             # What was accepted under the old key leaves under it.
             self._flush(now)

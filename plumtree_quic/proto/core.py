@@ -246,6 +246,13 @@ class Core:
         """Our key has changed: our record and our last word are signed anew, and told."""
         return self._settle(self._swim.renew(now), now)
 
+    def judge_again(self) -> None:
+        """Whom we trust has changed: verified bundles that still wait here are fetched anew."""
+        for link in self._links.values():
+            self.parked_refused += len(link.parked)
+            link.parked.clear()
+            link.parked_bytes = 0
+
     def leave(self, now: float) -> list[Effect]:
         """Tell the cluster that we go. Links stay until the driver closes them."""
         self.leaving = True
@@ -258,7 +265,8 @@ class Core:
             self._plumtree.next_deadline(),
             self._swim.next_deadline(),
             self._overlay.next_deadline(),
-            self._seeds.next_deadline(),
+            # Who leaves looks for nobody any more.
+            None if self.leaving else self._seeds.next_deadline(),
             next(iter(self._unwanted.values()), None),
             self._next_parked(),
         ):

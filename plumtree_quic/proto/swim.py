@@ -65,6 +65,9 @@ NONCES_MAX = 8
 # in an interval; this is ten times the busiest preset's. What is above is dropped unread.
 PINGS_ANSWERED_PER_S = 100.0
 PINGS_ANSWERED_BURST = 200.0
+# Records of one link that are sent: a table of 10,000 at once, and a tenth of it a second. A guess.
+RECORDS_SERVED_PER_S = 1_000.0
+RECORDS_SERVED_BURST = 10_000.0
 # How long a member that we should be linked with may be without a link, in probe intervals.
 UNLINKED_INTERVALS = 3
 # An accuser that was refuted waits longer each time before it accuses the same member again.
@@ -117,6 +120,7 @@ class SwimCounters:
     facts_relayed: int = 0
     facts_refused: int = 0
     records_refused: int = 0
+    records_withheld: int = 0
     members_failed: int = 0
     late_ms: int = 0
 
@@ -144,6 +148,18 @@ class _Link:
     compared_at: float = float("-inf")
     ping_tokens: float = PINGS_ANSWERED_BURST
     ping_tokens_at: float = 0.0
+    record_tokens: float = RECORDS_SERVED_BURST
+    record_tokens_at: float = 0.0
+
+    def may_fetch(self, now: float) -> bool:
+        """Whether one more record for this peer is within its rate."""
+        earned = (now - self.record_tokens_at) * RECORDS_SERVED_PER_S
+        self.record_tokens = min(RECORDS_SERVED_BURST, self.record_tokens + earned)
+        self.record_tokens_at = now
+        if self.record_tokens < 1.0:
+            return False
+        self.record_tokens -= 1.0
+        return True
 
     def next_look(self) -> float:
         """When it may be time to probe, or to judge the probe: what was fresh puts that off."""
@@ -298,7 +314,7 @@ class Swim:
             case Rows():
                 return self._on_rows(link, message, now)
             case RecordsWanted(keys):
-                return self._on_records_wanted(peer, keys)
+                return self._on_records_wanted(link, keys, now)
             case Records():
                 return self._on_records(link, message, now)
             case _:
@@ -929,14 +945,21 @@ class Swim:
             keys.append(key)
         return [Send(link.peer, RecordsWanted(tuple(keys)))] if keys else []
 
-    def _on_records_wanted(self, peer: NodeId, keys: tuple[MemberKey, ...]) -> list[Effect]:
+    def _on_records_wanted(
+        self, link: _Link, keys: tuple[MemberKey, ...], now: float
+    ) -> list[Effect]:
         effects: list[Effect] = []
+        peer = link.peer
         records: list[Record] = []
         facts: list[Fact] = []
         size = 0
-        for key in keys[:RECORDS_PER_REQUEST_MAX]:
+        # Each once, whatever a peer repeats; what is above the rate it asks for again.
+        for key in dict.fromkeys(keys[:RECORDS_PER_REQUEST_MAX]):
             row = self.table.get(key)
             if row is None or self.table.is_expired(row.record):
+                continue
+            if not link.may_fetch(now):
+                self.counters.records_withheld += 1
                 continue
             said = [] if row.spoken is None else [row.spoken]
             if row.state in (_SUSPECT, _DEAD):

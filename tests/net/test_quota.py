@@ -100,7 +100,7 @@ def test_bytes_of_bundles_and_direct_messages_are_bounded_a_second():
     large = Direct(DirectKind.MESSAGE, 1, bytes(65_536))
     looked = sum(made.charge(large, 0.0) is Step.LOOK for _ in range(20_000))
     assert looked * 65_536 <= quota.BYTES_PER_S[1] + 65_536
-    assert made.above == "bytes"
+    assert made.above == "bytes on direct"
     looked = sum(made.charge(large, 1.0) is Step.LOOK for _ in range(20_000))
     assert looked * 65_536 <= quota.BYTES_PER_S[0] + 65_536
 
@@ -137,6 +137,15 @@ def test_a_new_link_gives_back_nothing_that_was_used_up():
     steps = flood(made, FACTS, 2_000.0, 40.0, start=60.0)
     assert first(steps, Step.THROTTLE) > 60.0 + 1.0
     assert first(steps, Step.CUT) is not None
+
+
+def test_bytes_above_the_limit_on_one_lane_take_nothing_from_another():
+    made = PeerQuota()
+    large = Direct(DirectKind.MESSAGE, 1, bytes(65_536))
+    while made.charge(large, 0.0) is Step.LOOK:
+        pass
+    assert made.charge(Gossip(1, BUNDLE), 0.0) is Step.LOOK
+    assert made.charge(Repair(1, BUNDLE), 0.0) is Step.LOOK
 
 
 # --- accounts -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from plumtree_quic import (
     QuicConfig,
     wire,
 )
+from plumtree_quic.ids import NodeId, member_key
 from plumtree_quic.messages import Gossip
 from plumtree_quic.security.certs import DevCa
 from plumtree_quic.security.signatures import Kind
@@ -198,6 +199,23 @@ async def test_what_comes_from_a_peer_that_may_not_relay_counts_only_when_it_is_
         b._driver._schedule_turn()
         await until(lambda: c.stats()["gate_refused"] > refused)
         assert c.stats()["strikes"] == 0
+
+
+async def test_what_waits_for_its_origins_record_is_judged_anew_when_the_policy_changes(tmp_path):
+    site = Site(tmp_path, "a", "b")
+    async with running([site.node(name) for name in "ab"]) as (a, b):
+        core = a._driver.core
+        unknown = wire.build_bundle(
+            origin=member_key(NodeId("spiffe://test/node/c")),
+            epoch=1,
+            first=1,
+            messages=[("", b"early")],
+        )
+        # As it stands after the gate: verified, and of an origin whose record is on its way.
+        core.receive(b.id, Gossip(1, unknown), a._driver._loop.time())
+        site.rule('[[deny]]\nidentities = ["/node/c"]\nmay = ["publish"]\n')
+        await until(lambda: core.parked_refused == 1)
+        assert not core.has_seen(unknown)
 
 
 # --- revocation ---------------------------------------------------------------------------------

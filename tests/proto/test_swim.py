@@ -239,6 +239,30 @@ def test_records_are_served_with_the_subjects_own_fact_in_frames_of_bounded_size
 # --- probes by the rule of silence ----------------------------------------------------------------
 
 
+def test_a_record_that_is_asked_for_many_times_in_one_question_is_sent_once():
+    rig = Rig("a")
+    rig.know("x")
+    (answer,) = sent(rig.receive("a", RecordsWanted((key("x"),) * 250)), Records)
+    assert len(answer.records) == 1
+
+
+def test_records_above_the_rate_of_one_link_are_asked_for_again_later(monkeypatch):
+    monkeypatch.setattr(swim_module, "RECORDS_SERVED_PER_S", 2.5)
+    monkeypatch.setattr(swim_module, "RECORDS_SERVED_BURST", 3.0)
+    rig = Rig("a", "b")
+    names = [f"n{i}" for i in range(5)]
+    rig.know(*names)
+    asked = RecordsWanted(tuple(key(name) for name in names))
+
+    def served(peer):
+        return sum(len(each.records) for each in sent(rig.receive(peer, asked), Records))
+
+    assert (served("a"), served("a"), served("b")) == (3, 0, 3)
+    rig.run(1.0, alive=("a", "b"))
+    assert served("a") == 2
+    assert rig.swim.counters.records_withheld == 2 + 5 + 2 + 3
+
+
 def test_a_link_on_which_something_fresh_comes_is_never_probed():
     rig = Rig("a")
     assert not sent(rig.run(60, alive=("a",)), Ping)
