@@ -252,6 +252,7 @@ class Core:
             self.parked_refused += len(link.parked)
             link.parked.clear()
             link.parked_bytes = 0
+        self._parked.clear()
 
     def leave(self, now: float) -> list[Effect]:
         """Tell the cluster that we go. Links stay until the driver closes them."""
