@@ -15,6 +15,7 @@ from plumtree_quic.sim.cluster import Cluster
 from plumtree_quic.sim.faults import CALM, WIDE, Weather
 
 NODES_MAX = 7
+SEEDS = ("n000", "n001")
 CALM_S = 180.0
 LOSSY = Weather(loss=0.2, duplicate=0.1, replay=0.05, jitter_s=0.01)
 # Histories longer than the cache are another promise; here all can be repaired.
@@ -39,26 +40,29 @@ class ClusterMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 1_000), count=st.integers(2, 5))
     def begin(self, seed, count):
         self.cluster = Cluster(config=CONFIG, seed=seed)
-        self.cluster.grow(count)
+        for number in range(count):
+            self.start(number)
         self.cluster.run(1.0)
 
+    def living(self):
+        return sorted(name for name, host in self.cluster.hosts.items() if host.alive)
+
     def pick(self, number):
-        names = sorted(self.cluster.hosts)
+        names = self.living()
         return names[number % len(names)]
 
     @rule(number=which)
     def start(self, number):
         """A newcomer, or one that was killed, or a second start of one that runs."""
         name = f"n{number:03}"
-        seeds = [each for each in sorted(self.cluster.hosts) if each != name][:2]
-        self.cluster.start(name, *seeds)
+        self.cluster.start(name, *(seed for seed in SEEDS if seed != name))
 
-    @precondition(lambda self: self.cluster is not None and len(self.cluster.hosts) > 1)
+    @precondition(lambda self: self.cluster is not None and len(self.living()) > 1)
     @rule(number=which)
     def kill(self, number):
         self.cluster.crash(self.pick(number))
 
-    @precondition(lambda self: self.cluster is not None and len(self.cluster.hosts) > 2)
+    @precondition(lambda self: self.cluster is not None and len(self.living()) > 1)
     @rule(number=which)
     def leave(self, number):
         host = self.cluster.hosts[self.pick(number)]
@@ -120,6 +124,9 @@ class ClusterMachine(RuleBasedStateMachine):
         if cluster is None:
             return
         cluster.calm()
+        # Whoever knows the seeds alone finds the others through them, if one of them lives.
+        if not set(SEEDS) & set(self.living()):
+            self.start(0)
         cluster.run(CALM_S, lambda: cluster.agreed() and cluster.settled(), look_s=1.0)
         views = {name: sorted(host.view()) for name, host in cluster.hosts.items()}
         assert cluster.agreed(), views
