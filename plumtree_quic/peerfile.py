@@ -1,10 +1,10 @@
 """The known-peer file: where members lived when we last knew, for a start whose seeds are silent.
 
-Text: a line with the format's name and the SHA-256 of the rest, then one JSON object. It proves
-nothing and grants nothing: its addresses are dialled like seeds, and whoever answers shows a
-certificate like anybody else. So a file that is damaged, of another cluster, or written by an enemy
-costs a log line and a few dials; reading it never raises. Written whole or not at all: write, fsync,
-rename, fsync of the directory.
+Text: a line with the format's name and the SHA-256 of the rest, then one JSON object. It
+proves nothing and grants nothing: its addresses are dialled like seeds, and whoever answers shows
+a certificate like anybody else. So a file that is damaged, of another cluster, or written by an
+enemy costs a log line and a few dials; reading it never raises. It is written whole or not at all:
+write, fsync, rename, fsync of the directory.
 """
 
 import contextlib
@@ -83,10 +83,11 @@ class PeerFile:
         Raises:
             OSError: it could not be done; the old file is as it was.
         """
-        kept = [
-            [str(peer.node_id), list(peer.addresses)]
-            for peer, _ in zip(peers, range(PEERS_MAX), strict=False)
-        ]
+        kept: list[tuple[str, tuple[str, ...]]] = []
+        for peer in peers:
+            addresses = _good_addresses(peer.addresses)
+            if addresses and len(kept) < PEERS_MAX:
+                kept.append((str(peer.node_id), addresses))
         body = json.dumps(
             {"trust_domain": self._trust_domain, "cluster": self._cluster, "peers": kept},
             indent=0,
@@ -142,7 +143,7 @@ class PeerFile:
             node_id = NodeId.parse(text)
         except ConfigError:
             return None
-        good = tuple(each for each in addresses[:ADDRESSES_MAX] if _is_address(each))
+        good = _good_addresses(addresses)
         if node_id.trust_domain != self._trust_domain or not good:
             return None
         return KnownPeer(node_id, good)
@@ -157,18 +158,20 @@ class _Unusable(Exception):
     """Nothing in the file is to be used; the message says why."""
 
 
-def _is_address(value: object) -> bool:
-    if not isinstance(value, str) or not 0 < len(value) <= ADDRESS_BYTES_MAX:
+def _good_addresses(addresses: Sequence[object]) -> tuple[str, ...]:
+    # What a member says of itself may be any text, and what a file holds anything at all.
+    return tuple(
+        each for each in addresses[:ADDRESSES_MAX] if isinstance(each, str) and _is_address(each)
+    )
+
+
+def _is_address(value: str) -> bool:
+    if len(value) > ADDRESS_BYTES_MAX or not value.isascii() or not value.isprintable():
         return False
-    if not value.isascii() or not value.isprintable() or " " in value:
+    if " " in value:
         return False
     try:
         host, port = parse_address(value)
     except ConfigError:
         return False
     return bool(host) and port > 0
-
-
-def addresses_of(addresses: Sequence[str]) -> tuple[str, ...]:
-    """Those of a member's addresses that the file takes."""
-    return tuple(each for each in addresses[:ADDRESSES_MAX] if _is_address(each))

@@ -146,9 +146,7 @@ class Core:
         """Dial these addresses now and again later until they answer or belong to a member."""
         return list(self._seeds.add(addresses, now))
 
-    def remember(
-        self, peers: Iterable[tuple[NodeId, Sequence[str]]], now: float
-    ) -> list[Effect]:
+    def remember(self, peers: Iterable[tuple[NodeId, Sequence[str]]], now: float) -> list[Effect]:
         """Look for members that a former life of ours knew, beside the seeds."""
         others = [(node_id, addresses) for node_id, addresses in peers if node_id != self.me]
         return list(self._seeds.remember(others, now))

@@ -111,9 +111,7 @@ class Seeds:
             effects += self._dial(address, seed, now)
         return effects
 
-    def remember(
-        self, peers: Iterable[tuple[NodeId, Sequence[str]]], now: float
-    ) -> list[DialSeed]:
+    def remember(self, peers: Iterable[tuple[NodeId, Sequence[str]]], now: float) -> list[DialSeed]:
         """Look for members of a former life, as if they had just died: a few at once, then others.
 
         Whoever turns out to live, or to have left, is looked for no more.
