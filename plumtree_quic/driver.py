@@ -267,6 +267,7 @@ class Driver:
         # Dials to seeds that have neither been greeted nor failed.
         self._dials: dict[NetLink, str] = {}
         self._seed_addresses: list[str] = []
+        self._remembered: list[tuple[NodeId, Sequence[str]]] = []
         self.own_seeds: set[str] = set()
         self.last_seed_error: PlumtreeError | None = None
         self._resolving: set[asyncio.Task[None]] = set()
@@ -440,6 +441,18 @@ class Driver:
         now = self._loop.time()
         self._perform(self.core.seeds(addresses, now), now)
         self._schedule_turn()
+
+    def remember(self, peers: Sequence[tuple[NodeId, Sequence[str]]]) -> None:
+        """Look for members that a former life knew, beside the seeds, until they are met."""
+        self._remembered += peers
+        now = self._loop.time()
+        self._perform(self.core.remember(peers, now), now)
+        self._schedule_turn()
+
+    @property
+    def is_rejoined(self) -> bool:
+        """Whether a member let us in because a former life of ours knew where it lives."""
+        return bool(self._remembered) and self.core.table.alive_count() > 1
 
     def leave(self) -> None:
         """Announce that we go."""
@@ -980,6 +993,7 @@ class Driver:
         link.close(CLOSE_GOING_AWAY, "newer epoch", now)
         self._perform(self.core.start(now), now)
         self._perform(self.core.seeds(self._seed_addresses, now), now)
+        self._perform(self.core.remember(self._remembered, now), now)
 
     def _on_dial_failed(self, event: DialFailed, now: float) -> None:
         address, peer, error = event.address, event.peer, event.error
@@ -1146,7 +1160,13 @@ class Driver:
                 self.own_seeds.add(address)
                 self._sink.link_up()
             self.own_seeds.difference_update([address] if others else [])
-            for numeric in others:
+            strangers = [
+                each for each in others if not self.core.is_served(_join_address(*each[:2]))
+            ]
+            if others and not strangers:
+                # A name of members whom we know: it has answered.
+                self.core.seed_answered(address, self._loop.time())
+            for numeric in strangers:
                 self._dials[self._endpoint.dial(numeric, None, self._loop.time())] = address
 
         def failed(error: PlumtreeError) -> None:

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import contextlib
 import datetime
 import logging
 import os
@@ -41,6 +42,7 @@ from plumtree_quic.ids import MessageId, NodeId
 from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
 from plumtree_quic.net.selftest import self_test
 from plumtree_quic.net.udp import parse_address
+from plumtree_quic.peerfile import PEERS_MAX, KnownPeer, PeerFile
 from plumtree_quic.proto.effects import (
     Effect,
     GraftFailed,
@@ -79,6 +81,9 @@ RATE_WINDOW_S = 60.0
 CREDENTIALS_EVERY_S = 1.0
 # When one seed has answered, the others have so long to answer, too.
 OTHER_SEEDS_S = 0.05
+# How often the known peers are written down at most (a guess), and how long the end waits for it.
+PEERS_EVERY_S = 30.0
+PEERS_LAST_WRITE_S = 1.0
 # Our own certificate's end is told this long before (reliability bar, C.9): a week, a day, an hour.
 EXPIRING_S = (7 * 86_400, 86_400, 3_600)
 
@@ -321,7 +326,8 @@ class Node:
         security_log: a file for security events, one JSON object a line, 0600, at most 16 MiB and
             one older file; they go to the delegate and to `logging` all the same.
         state_dir: keeps the start epoch, so that a restart under a clock that went back is still
-            a later start; made when missing, 0700.
+            a later start, and the known peers: the next start looks for them by itself, beside
+            its seeds. Made when missing, 0700.
 
     Raises:
         ConfigError: at construction, for settings that cannot work.
@@ -371,6 +377,14 @@ class Node:
         self._answers = _overrides(delegate, "on_request")
         self._hears = _overrides(delegate, "on_deliver")
         self._state_dir = Path(state_dir) if state_dir is not None else None
+        self._peer_file: PeerFile | None = None
+        if self._state_dir is not None:
+            credentials = quic.credentials
+            self._peer_file = PeerFile(
+                self._state_dir / "peers", credentials.trust_domain, credentials.cluster
+            )
+        self._kept_peers: list[KnownPeer] = []
+        self._keeper: asyncio.Task[None] | None = None
         self._driver: Driver | None = None
         self._subscriptions: list[Subscription] = []
         self._events: list[deque[ClusterEvent]] = []
@@ -479,6 +493,10 @@ class Node:
         driver.start()
         self._driver = driver
         self._state = "running"
+        if self._peer_file is not None:
+            self._kept_peers = self._peer_file.read()
+            driver.remember([(peer.node_id, peer.addresses) for peer in self._kept_peers])
+            self._keeper = asyncio.get_running_loop().create_task(self._keep_peers(self._peer_file))
         self._generation = self._quic.credentials.generation
         self._watcher = asyncio.get_running_loop().create_task(self._watch_files())
         for problem in self._quic.credentials.revocation.problems:
@@ -486,6 +504,37 @@ class Node:
         self._tell_stale_lists()
         self._tell_own_revocation()
         logger.info("node %s listens on %s", self.id, self.address, extra={"event": "node.started"})
+
+    async def _keep_peers(self, file: PeerFile) -> None:
+        """Write down who lives where, when it has changed, now and then and at the end."""
+        while not self._closed.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), PEERS_EVERY_S)
+            peers = self._known_peers()
+            # A file of nobody is worth less than the one of before.
+            if not peers or peers == self._kept_peers:
+                continue
+            try:
+                # A disk may take its time: not on the loop.
+                await asyncio.to_thread(file.write, peers)
+                self._kept_peers = peers
+            except OSError as error:
+                logger.warning(
+                    "the known peers could not be kept in state_dir: %s",
+                    error,
+                    extra={"event": "node.peers_not_kept"},
+                )
+
+    def _known_peers(self) -> list[KnownPeer]:
+        """Who lives, and then who is dead and may come back, as many as the file takes."""
+        assert self._driver is not None
+        members = self._driver.core.table.members()
+        return [
+            KnownPeer(record.node_id, record.addresses)
+            for wanted in ((MemberState.ALIVE, MemberState.SUSPECT), (MemberState.DEAD,))
+            for record, state in members
+            if state in wanted and record.node_id != self.id and record.addresses
+        ][:PEERS_MAX]
 
     async def _watch_files(self) -> None:
         """Look at the files once a second, as long as the node runs, whatever is in them."""
@@ -628,7 +677,8 @@ class Node:
         """Dial all `seeds` ("host:port") at once; return how many have answered.
 
         Returns as soon as one answered and the others had a moment (50 ms) to. Our own address is
-        ignored; with no other seed the result is 0 at once: the first node of a cluster.
+        ignored; with no other seed the result is 0 at once: the first node of a cluster. It may be
+        0 as well when a member that `state_dir` remembers was faster than all seeds.
 
         Raises:
             JoinError: none answered within `timeout` seconds; trying goes on in the background.
@@ -646,8 +696,8 @@ class Node:
         try:
             async with asyncio.timeout(timeout):
                 while not driver.core.seeds_reached(others):
-                    if driver.own_seeds.issuperset(others):
-                        return 0
+                    if driver.own_seeds.issuperset(others) or driver.is_rejoined:
+                        break
                     await self._wait(self._peer_waiters)
                     self._running()
         except TimeoutError:
@@ -730,6 +780,9 @@ class Node:
                 if not request.done():
                     request.set_exception(NodeClosed("the node was shut down"))
             self._closed.set()
+            if self._keeper is not None:
+                # A disk that hangs holds nobody up.
+                await asyncio.wait([self._keeper], timeout=PEERS_LAST_WRITE_S)
 
     # --- messages -------------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class Core:
         self._overlay = Overlay(record.node_id, config, directory)
         self._swim = Swim(self.table, config, rng, make_record, make_fact, self._overlay.is_monitor)
         self._plumtree = Plumtree(self.key, record.epoch, config, rng)
-        self._seeds = Seeds(record.addresses, rng, directory)
+        self._seeds = Seeds(record.addresses, rng, directory, self._overlay.would_neighbour)
         self._links: dict[NodeId, _LinkState] = {}
         self._unwanted: dict[NodeId, float] = {}
         # Those on which bundles wait for the record of their origin.
@@ -147,6 +147,15 @@ class Core:
     def seeds(self, addresses: Sequence[str], now: float) -> list[Effect]:
         """Dial these addresses now and again later until they answer or belong to a member."""
         return list(self._seeds.add(addresses, now))
+
+    def remember(self, peers: Iterable[tuple[NodeId, Sequence[str]]], now: float) -> list[Effect]:
+        """Look for members that a former life of ours knew, beside the seeds."""
+        others = [(node_id, addresses) for node_id, addresses in peers if node_id != self.me]
+        return list(self._seeds.remember(others, now))
+
+    def is_served(self, address: str) -> bool:
+        """Whether a living member is at this address."""
+        return self._seeds.is_served(address)
 
     def seed_failed(self, address: str, now: float, floor_s: float = 0.0) -> list[Effect]:
         """A dial that DialSeed asked for came to nothing. floor_s: least wait till the next."""

@@ -234,6 +234,21 @@ class Overlay:
                 return True
         return False
 
+    def would_neighbour(self, node_id: NodeId) -> bool:
+        """Whether somebody who is not a member now would be our neighbour if it were."""
+        if self._mesh:
+            return True
+        for ring, position in zip(self._rings, self._positions(node_id), strict=True):
+            holders = ring.holders
+            there = bisect_left(holders, (position, node_id))
+            here = bisect_left(holders, (ring.own, self.me))
+            # Behind it stands whoever is at its place now, before it who is one place down.
+            after = (here - there) % len(holders)
+            before = (there - 1 - here) % len(holders)
+            if min(after, before) < ring.needed:
+                return True
+        return False
+
     def protected(self) -> tuple[NodeId, ...]:
         """Ring neighbours that no cap may evict: next, previous, next but one, previous but one."""
         config = self._config

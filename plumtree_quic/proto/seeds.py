@@ -1,10 +1,11 @@
 """Addresses to try again and again: configured seeds, and where dead members used to be.
 
 No links and no member states here, only whom to dial and when. Every partition, of any shape,
-heals through this: what is gone is tried for as long as it is remembered.
+heals through this: what is gone is tried for as long as it is remembered. So are members that a
+former life of ours knew (`Seeds.remember`), until they are met.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import attrs
@@ -16,16 +17,25 @@ from plumtree_quic.proto.effects import DialSeed
 __all__ = ["Seeds"]
 
 SEED_BACKOFF_MIN_S = 1.0
+# As long as we are alone, for then nothing matters more (a guess).
 SEED_BACKOFF_MAX_S = 30.0
+# A seed that a member of a cluster tries, and a name that is looked up again (section 7).
+SEED_BACKOFF_JOINED_MAX_S = 300.0
 # Above the longest handshake, so that a dial whose end nobody reports is tried again.
 DIAL_LOST_S = 30.0
 DEAD_BACKOFF_MIN_S = 5.0
 DEAD_BACKOFF_MAX_S = 300.0
-# All dead members together: one dial a second (ARCHITECTURE section 7).
-DEAD_DIAL_INTERVAL_S = 1.0
+# Who would not be the dead one's neighbour tries as well, for those who would may not know of it:
+# they came later. Rarely, for there may be a thousand of them.
+DEAD_BACKOFF_FAR_S = 3_600.0
+# All seeds and dead members together: one dial a second (ARCHITECTURE section 7).
+DIAL_INTERVAL_S = 1.0
 # As long as a record is valid: after that the member is forgotten everywhere.
 DEAD_MEMORY_S = 24 * 3600.0
-DEAD_MAX = 1_000
+# As many as a table holds, so that none is forgotten before its time.
+DEAD_MAX = 10_000
+# Of those whom we remember from a former life, so many are dialled at once, like seeds.
+REMEMBERED_AT_ONCE = 3
 
 
 @attrs.define
@@ -40,10 +50,19 @@ class _Seed:
 
 @attrs.define
 class _Dead:
+    """due: when to look at it next. far_due: when to dial it though it is no neighbour of ours."""
+
     addresses: tuple[str, ...]
     since: float
     due: float
+    far_due: float
     attempts: int = 0
+    dials: int = 0
+
+
+def _everybody(_node_id: NodeId) -> bool:
+    """In a full mesh everybody is everybody's neighbour."""
+    return True
 
 
 class Seeds:
@@ -53,13 +72,20 @@ class Seeds:
         own_addresses: never dialled.
         rng: for the jitter.
         directory: members that are known from the start.
+        is_neighbour: whether a dead member would be a neighbour of ours if it lived: then we are
+            one of those who look for it.
     """
 
     def __init__(
-        self, own_addresses: Iterable[str], rng: Random, directory: Directory | None = None
+        self,
+        own_addresses: Iterable[str],
+        rng: Random,
+        directory: Directory | None = None,
+        is_neighbour: Callable[[NodeId], bool] = _everybody,
     ) -> None:
         self._own = frozenset(own_addresses)
         self._rng = rng
+        self._is_neighbour = is_neighbour
         self._seeds: dict[str, _Seed] = {}
         self._alive: dict[NodeId, tuple[str, ...]] = {}
         self._served: dict[str, int] = {}
@@ -67,7 +93,8 @@ class Seeds:
         if directory is not None:
             self._alive, self._served = directory.addresses, directory.served
         self._dead: dict[NodeId, _Dead] = {}
-        self._dead_dial_at = float("-inf")
+        # No retry before; what `add` asks for waits for nothing.
+        self._next_dial_at = float("-inf")
         self._wake_at: float | None = None
 
     # --- inputs ---------------------------------------------------------------------------------
@@ -84,15 +111,37 @@ class Seeds:
             effects += self._dial(address, seed, now)
         return effects
 
+    def remember(self, peers: Iterable[tuple[NodeId, Sequence[str]]], now: float) -> list[DialSeed]:
+        """Look for members of a former life, as if they had just died: a few at once, then others.
+
+        Whoever turns out to live, or to have left, is looked for no more.
+        """
+        unknown = [
+            (node_id, tuple(addresses))
+            for node_id, addresses in peers
+            if addresses and node_id not in self._alive and node_id not in self._dead
+        ]
+        # Not everybody's first choice is to be the same.
+        self._rng.shuffle(unknown)
+        effects: list[DialSeed] = []
+        for number, (node_id, addresses) in enumerate(unknown[: DEAD_MAX - len(self._dead)]):
+            late = max(0, number + 1 - REMEMBERED_AT_ONCE)
+            dead = self._bury(node_id, addresses, now, now + late * DIAL_INTERVAL_S)
+            if not late:
+                effects += self._dial_dead(dead, now)
+        return effects
+
     def answered(self, address: str, now: float) -> None:
         """Somebody greeted us at this seed's address."""
-        del now
         seed = self._seeds.get(address)
         if seed is None:
             return
         seed.answered = True
         seed.attempts = 0
         seed.due = None
+        if address not in self._served:
+            # A name, perhaps: what it stands for changes, and may lie behind a partition.
+            seed.due = self._at(now + SEED_BACKOFF_JOINED_MAX_S * self._rng.uniform(0.5, 1.0))
 
     def failed(self, address: str, now: float, floor_s: float = 0.0) -> None:
         """The dial to this seed came to nothing; the next one waits longer, with full jitter.
@@ -102,7 +151,8 @@ class Seeds:
         seed = self._seeds.get(address)
         if seed is None or address in self._served:
             return
-        top = min(SEED_BACKOFF_MAX_S, SEED_BACKOFF_MIN_S * 2.0 ** min(seed.attempts, 16))
+        longest = SEED_BACKOFF_JOINED_MAX_S if self._alive else SEED_BACKOFF_MAX_S
+        top = min(longest, SEED_BACKOFF_MIN_S * 2.0 ** min(seed.attempts, 16))
         # Never below the shortest wait: a dead seed costs less than one dial a second.
         wait_s = self._rng.uniform(SEED_BACKOFF_MIN_S, top)
         # A floor needs its own jitter: many nodes may have met the same refusal.
@@ -131,8 +181,8 @@ class Seeds:
         if addresses:
             if len(self._dead) >= DEAD_MAX:
                 del self._dead[next(iter(self._dead))]
-            due = now + self._rng.uniform(DEAD_BACKOFF_MIN_S / 2, DEAD_BACKOFF_MIN_S)
-            self._dead[node_id] = _Dead(addresses, now, self._at(due))
+            wait_s = self._rng.uniform(DEAD_BACKOFF_MIN_S / 2, DEAD_BACKOFF_MIN_S)
+            self._bury(node_id, addresses, now, now + wait_s)
         self._wake_seeds(now)
 
     def member_left(self, node_id: NodeId, now: float) -> None:
@@ -148,24 +198,22 @@ class Seeds:
             for address in addresses
         )
 
+    def is_served(self, address: str) -> bool:
+        """Whether a living member is at this address."""
+        return address in self._served
+
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""
         return self._wake_at
 
     def advance(self, now: float) -> list[DialSeed]:
-        """Dial what is due."""
+        """Dial what is due for the longest time; one dial a second."""
         if self._wake_at is None or self._wake_at > now:
             return []
-        effects: list[DialSeed] = []
-        for address, seed in self._seeds.items():
-            if seed.due is not None and seed.due <= now:
-                effects += self._dial(address, seed, now)
-        if self._dead and self._dead_dial_at <= now:
-            effects += self._fire_dead(now)
+        effects = self._fire_due(now) if self._next_dial_at <= now else []
         waits = [seed.due for seed in self._seeds.values() if seed.due is not None]
-        if self._dead:
-            waits.append(max(min(dead.due for dead in self._dead.values()), self._dead_dial_at))
-        self._wake_at = min(waits, default=None)
+        waits += [dead.due for dead in self._dead.values()]
+        self._wake_at = max(min(waits), self._next_dial_at) if waits else None
         return effects
 
     def _at(self, when: float) -> float:
@@ -184,23 +232,53 @@ class Seeds:
         seed.due = self._at(now + DIAL_LOST_S)
         return [DialSeed(address)]
 
-    def _fire_dead(self, now: float) -> list[DialSeed]:
-        """One dial to the dead member that is due for the longest time."""
+    def _fire_due(self, now: float) -> list[DialSeed]:
         for node_id in [n for n, d in self._dead.items() if now - d.since > DEAD_MEMORY_S]:
             del self._dead[node_id]
-        due = [(dead.due, node_id) for node_id, dead in self._dead.items() if dead.due <= now]
-        if not due:
+        due: list[tuple[float, str, bool]] = [
+            (seed.due, address, False)
+            for address, seed in self._seeds.items()
+            if seed.due is not None and seed.due <= now
+        ]
+        due += [(dead.due, each, True) for each, dead in self._dead.items() if dead.due <= now]
+        for _, key, is_dead in sorted(due):
+            if is_dead:
+                effects = self._fire_dead(NodeId(key), now)
+            else:
+                effects = self._dial(key, self._seeds[key], now)
+            if effects:
+                self._next_dial_at = now + DIAL_INTERVAL_S
+                return effects
+        return []
+
+    def _bury(self, node_id: NodeId, addresses: tuple[str, ...], now: float, due: float) -> _Dead:
+        far_due = now + self._rng.uniform(0.0, DEAD_BACKOFF_FAR_S)
+        dead = self._dead[node_id] = _Dead(addresses, now, self._at(due), far_due)
+        return dead
+
+    def _fire_dead(self, node_id: NodeId, now: float) -> list[DialSeed]:
+        """Dial a dead member if it is ours to look for; otherwise only look again later."""
+        dead = self._dead[node_id]
+        if dead.far_due <= now:
+            dead.far_due = now + DEAD_BACKOFF_FAR_S * self._rng.uniform(0.5, 1.0)
+        elif not self._is_neighbour(node_id):
+            self._put_off(dead, now)
             return []
-        dead = self._dead[min(due)[1]]
-        address = dead.addresses[dead.attempts % len(dead.addresses)]
-        dead.attempts += 1
-        top = min(DEAD_BACKOFF_MAX_S, DEAD_BACKOFF_MIN_S * 2.0 ** min(dead.attempts, 16))
-        dead.due = now + self._rng.uniform(top / 2, top)
-        self._dead_dial_at = now + DEAD_DIAL_INTERVAL_S
+        return self._dial_dead(dead, now)
+
+    def _dial_dead(self, dead: _Dead, now: float) -> list[DialSeed]:
+        address = dead.addresses[dead.dials % len(dead.addresses)]
+        dead.dials += 1
+        self._put_off(dead, now)
         # Another member may live there now; then there is nothing to find.
         if address in self._served or address in self._own:
             return []
         return [DialSeed(address)]
+
+    def _put_off(self, dead: _Dead, now: float) -> None:
+        dead.attempts += 1
+        top = min(DEAD_BACKOFF_MAX_S, DEAD_BACKOFF_MIN_S * 2.0 ** min(dead.attempts, 16))
+        dead.due = self._at(now + self._rng.uniform(top / 2, top))
 
     def _forget_alive(self, node_id: NodeId) -> None:
         """What follows may be changed, too."""
@@ -215,11 +293,14 @@ class Seeds:
     def _wake_seeds(self, now: float) -> None:
         """Seeds rest while their address is that of a living member.
 
-        One that is a name never is. Having answered, it rests until we are alone: the member
-        behind it is looked for under its own address.
+        One that is a name never is. Having answered, it is looked up now and then, and soon when
+        we are alone: the member behind it is looked for under its own address.
         """
         for address, seed in self._seeds.items():
-            if seed.due is not None or address in self._served:
+            if address in self._served:
                 continue
-            if seed.served or not seed.answered or not self._alive:
-                seed.due = self._at(now + self._rng.uniform(1.0, 2.0) * SEED_BACKOFF_MIN_S)
+            if self._alive and (seed.due is not None or (seed.answered and not seed.served)):
+                continue
+            soon = now + self._rng.uniform(1.0, 2.0) * SEED_BACKOFF_MIN_S
+            if seed.due is None or seed.due > soon:
+                seed.due = self._at(soon)

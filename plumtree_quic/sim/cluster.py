@@ -3,6 +3,7 @@ protocol lives here, only what node and driver would do with the core's effects.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from random import Random
 
 from plumtree_quic import wire
@@ -76,9 +77,18 @@ TURNS_AT_ONCE_MAX = 1_000
 class Host:
     """One process: a core, its links, and what it wants."""
 
-    def __init__(self, cluster: "Cluster", name: str, epoch: int, config: PlumtreeConfig) -> None:
+    def __init__(
+        self,
+        cluster: "Cluster",
+        name: str,
+        epoch: int,
+        config: PlumtreeConfig,
+        place: str | None = None,
+    ) -> None:
         self.cluster = cluster
         self.name = name
+        # Where it can be dialled; at home, a node's place has its name.
+        self.place = name if place is None else place
         self.id = _node_id(name)
         self.epoch = epoch
         self.config = config
@@ -89,6 +99,7 @@ class Host:
         self.superseded: int | None = None
         self._ends: tuple[End, ...] = ()
         self._wanted: dict[NodeId, int] = {}
+        self._addresses: dict[NodeId, tuple[str, ...]] = {}
         self._dialling: dict[NodeId, None] = {}
         # Links without room: since when, when looked at last, and how much had passed by then.
         self._blocked: dict[NodeId, tuple[float, float, int]] = {}
@@ -133,7 +144,7 @@ class Host:
             node_id=self.id,
             epoch=self.epoch,
             incarnation=incarnation,
-            addresses=(_address(self.name),),
+            addresses=(_address(self.place),),
             valid_until=cluster.wall_ms() + RECORD_VALID_MS,
             chain=key.chain,
             algorithm=key.algorithm,
@@ -200,10 +211,12 @@ class Host:
 
     # --- inputs ---------------------------------------------------------------------------------
 
-    def start(self, seeds: Iterable[str]) -> None:
-        """Begin, and dial the seeds."""
+    def start(self, seeds: Iterable[str], remembered: Iterable[Record] = ()) -> None:
+        """Begin, and dial the seeds; remembered: whom a former life knew."""
         now = self.cluster.time.now
         self._input(self.core.start(now))
+        peers = [(record.node_id, record.addresses) for record in remembered]
+        self._input(self.core.remember(peers, now))
         self._input(self.core.seeds([_address(seed) for seed in seeds], now))
 
     def frame(self, end: End, message: Message) -> None:
@@ -406,7 +419,8 @@ class Host:
                     end = self.links.get(peer)
                     if end is not None:
                         end.send_datagram(message, self.config.probe_timeout)
-                case Link(peer, _):
+                case Link(peer, addresses):
+                    self._addresses[peer] = addresses
                     self._want(peer)
                 case Unlink(peer):
                     self._unwant(peer)
@@ -501,7 +515,11 @@ class Host:
             return
         if peer in self._wanted:
             self._dialling[peer] = None
-            self.cluster.dial(self, peer.name, None, lambda ok: self._dialled(peer, ok))
+            addresses = self._addresses[peer]
+            address = addresses[self._wanted[peer] % len(addresses)]
+            self.cluster.dial(
+                self, _place(address), None, lambda ok: self._dialled(peer, ok), expected=peer
+            )
 
     def _dialled(self, peer: NodeId, reached: bool) -> None:
         self._dialling.pop(peer, None)
@@ -515,11 +533,26 @@ class Host:
         self._input(self.core.unreachable(peer, self.cluster.time.now))
 
     def _dial_seed(self, address: str) -> None:
-        def dialled(reached: bool) -> None:
-            if not reached and self.alive:
+        name = _place(address)
+        places = [
+            place
+            for place in self.cluster.dns.get(name, (name,))
+            if place == name or not self.core.is_served(_address(place))
+        ]
+        if not places:
+            # A name of members whom we know: it has answered.
+            self.core.seed_answered(address, self.cluster.time.now)
+        failed: list[str] = []
+
+        def dialled(reached: bool, place: str) -> None:
+            if reached or not self.alive:
+                return
+            failed.append(place)
+            if len(failed) == len(places):
                 self._input(self.core.seed_failed(address, self.cluster.time.now))
 
-        self.cluster.dial(self, address.partition(".")[0], address, dialled)
+        for place in places:
+            self.cluster.dial(self, place, address, partial(dialled, place=place))
 
     def hello(self, peer: NodeId) -> Hello:
         """What this node says first on a link to `peer`."""
@@ -579,6 +612,9 @@ class Cluster:
         self.time = Time(START_S)
         self.network = Network(self.time, f"{seed} network", weather, self.journal.on_frame)
         self.hosts: dict[str, Host] = {}
+        # Who is, or was last, at a place; and the places that a name of DNS stands for.
+        self.places: dict[str, Host] = {}
+        self.dns: dict[str, tuple[str, ...]] = {}
         self.identities: dict[str, None] = {}
         self.began = self.links_changed_at = START_S
         self.authority = Authority(seed)
@@ -596,19 +632,33 @@ class Cluster:
 
     # --- nodes ----------------------------------------------------------------------------------
 
-    def start(self, name: str, *seeds: str) -> Host:
-        """Start a node, or start it again; `seeds` are names."""
+    def start(
+        self,
+        name: str,
+        *seeds: str,
+        place: str | None = None,
+        beside: bool = False,
+        remembered: Iterable[Record] = (),
+    ) -> Host:
+        """Start a node, or start it again.
+
+        seeds: places, or names of DNS. place: where it listens, by default the place that has its
+        name. beside: a process that runs under this name goes on, with the same certificate.
+        remembered: what its known-peer file holds.
+        """
         epoch = self.wall_ms()
         before = self.hosts.get(name)
         if before is not None:
-            before.die()
+            if not beside:
+                before.die()
             epoch = max(epoch, before.epoch + 1)
-        host = self._place(Host(self, name, epoch, self.config))
-        host.start(seeds)
+        host = self._place(Host(self, name, epoch, self.config, place))
+        host.start(seeds, remembered)
         return host
 
     def _place(self, host: Host) -> Host:
         self.hosts[host.name] = host
+        self.places[host.place] = host
         self.identities[host.name] = None
         self.journal.lives.append(host.life)
         return host
@@ -701,16 +751,26 @@ class Cluster:
 
     # --- dialling -------------------------------------------------------------------------------
 
-    def dial(self, host: Host, name: str, seed: str | None, done: Callable[[bool], None]) -> None:
-        """Try once to link `host` with `name`; `done` is told whether somebody answered."""
-        seconds = self.network.dial_s(host.id, _node_id(name))
-        if name == host.name or seconds > HANDSHAKE_S or not self._reachable(host, name):
-            self.time.after(HANDSHAKE_S if name != host.name else seconds, done, False)
-        else:
-            self.time.after(seconds, self._greet, host, name, seed, done)
+    def dial(
+        self,
+        host: Host,
+        place: str,
+        seed: str | None,
+        done: Callable[[bool], None],
+        expected: NodeId | None = None,
+    ) -> None:
+        """Try once to link `host` with whoever is at `place`; `done` is told whether that worked.
 
-    def _reachable(self, host: Host, name: str) -> bool:
-        other = self.hosts.get(name)
+        expected: it must be this one.
+        """
+        seconds = self.network.dial_s(host.id, _node_id(place))
+        if place == host.place or seconds > HANDSHAKE_S or not self._reachable(host, place):
+            self.time.after(HANDSHAKE_S if place != host.place else seconds, done, False)
+        else:
+            self.time.after(seconds, self._greet, host, place, seed, done, expected)
+
+    def _reachable(self, host: Host, place: str) -> bool:
+        other = self.places.get(place)
         return (
             other is not None
             and other.awake()
@@ -719,14 +779,25 @@ class Cluster:
             and self.network.passes(other.id, host.id)
         )
 
-    def _greet(self, host: Host, name: str, seed: str | None, done: Callable[[bool], None]) -> None:
+    def _greet(
+        self,
+        host: Host,
+        place: str,
+        seed: str | None,
+        done: Callable[[bool], None],
+        expected: NodeId | None,
+    ) -> None:
         """The handshake is over: both sides say hello, and there is one link per pair."""
         if not host.alive:
             return
-        if not self._reachable(host, name):
+        if not self._reachable(host, place):
             self.time.after(HANDSHAKE_S, done, False)
             return
-        other = self.hosts[name]
+        other = self.places[place]
+        if other.id == host.id or expected not in (None, other.id):
+            # The certificate is our own, or another's than the one that we meant to reach.
+            done(False)
+            return
         done(True)
         mine, theirs = host.links.get(other.id), other.links.get(host.id)
         if mine is not None and theirs is not None and mine.link is theirs.link:
@@ -824,5 +895,9 @@ def _node_id(name: str) -> NodeId:
     return NodeId(f"spiffe://sim/node/{name}")
 
 
-def _address(name: str) -> str:
-    return f"{name}.sim:7946"
+def _address(place: str) -> str:
+    return f"{place}.sim:7946"
+
+
+def _place(address: str) -> str:
+    return address.partition(".")[0]

@@ -304,3 +304,15 @@ def test_ring_neighbours_are_monitors_of_each_other():
     for name in wanted(overlay, 300):
         assert overlay.is_monitor(node_id("me"), node_id(name))
         assert overlay.is_monitor(node_id(name), node_id("me"))
+
+
+def test_would_be_neighbours_are_those_who_want_a_link_once_the_member_lives():
+    names = [f"m{number:03}" for number in range(60)]
+    lost = node_id("lost")
+    for name in names[:20]:
+        overlay = Overlay(node_id(name), PlumtreeConfig.lan())
+        for other in names:
+            overlay.member_alive(node_id(other), (f"{other}:1",), 0.0)
+        would = overlay.would_neighbour(lost)
+        overlay.member_alive(lost, ("lost:1",), 1.0)
+        assert overlay.wants(lost) == would

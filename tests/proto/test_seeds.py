@@ -5,8 +5,11 @@ from random import Random
 
 from plumtree_quic.proto.effects import DialSeed
 from plumtree_quic.proto.seeds import (
+    DEAD_BACKOFF_FAR_S,
     DEAD_BACKOFF_MAX_S,
     DEAD_MEMORY_S,
+    REMEMBERED_AT_ONCE,
+    SEED_BACKOFF_JOINED_MAX_S,
     SEED_BACKOFF_MAX_S,
     Seeds,
 )
@@ -101,6 +104,82 @@ def test_a_seed_that_is_a_name_rests_until_we_are_alone():
     assert play(machine, 100.0) == []
     machine.member_left(node_id("b"), 100.0)
     assert play(machine, 103.0, now=100.0)[0][1] == "seed.example:1"
+
+
+def test_m20_a_seed_that_is_a_name_is_looked_up_again_at_least_every_five_minutes():
+    machine = seeds()
+    machine.add(["seed.example:1"], 0.0)
+    machine.answered("seed.example:1", 0.1)
+    machine.member_alive(node_id("a"), ("10.0.0.1:1",), 0.1)
+    now = 0.1
+    for _ in range(20):
+        effects = []
+        while not effects:
+            due = machine.next_deadline()
+            effects = machine.advance(due)
+        assert effects == [DialSeed("seed.example:1")]
+        assert 149.0 < due - now <= SEED_BACKOFF_JOINED_MAX_S
+        machine.answered("seed.example:1", due)
+        now = due
+
+
+def test_a_seed_that_is_down_is_tried_less_often_by_a_member_of_a_cluster_yet_for_ever():
+    machine = seeds()
+    machine.add(["a:1"], 0.0)
+    machine.member_alive(node_id("b"), ("b:1",), 0.0)
+    machine.failed("a:1", 0.0)
+    times = [when for when, _ in play(machine, 36_000.0)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert SEED_BACKOFF_MAX_S < max(gaps) <= SEED_BACKOFF_JOINED_MAX_S
+    assert times[-1] > 36_000.0 - SEED_BACKOFF_JOINED_MAX_S
+
+
+def test_m20_forty_dead_seeds_and_as_many_dead_members_cost_one_dial_a_second_and_none_starves():
+    machine = seeds()
+    for i in range(40):
+        machine.member_alive(node_id(f"n{i}"), (f"n{i}:1",), 0.0)
+        machine.member_dead(node_id(f"n{i}"), 0.0)
+    machine.add([f"s{i}:1" for i in range(40)], 0.0)
+    for i in range(40):
+        machine.failed(f"s{i}:1", 0.0)
+    dials = play(machine, 300.0)
+    assert all(b - a > 0.999 for (a, _), (b, _) in itertools.pairwise(dials))
+    assert len({address for _, address in dials}) == 80
+
+
+def test_who_would_be_no_neighbour_of_a_dead_member_looks_for_it_once_an_hour():
+    machine = Seeds(("me:1",), Random(1), None, lambda each: each == node_id("near"))
+    for name in ("near", "far"):
+        machine.member_alive(node_id(name), (f"{name}:1",), 0.0)
+        machine.member_dead(node_id(name), 0.0)
+    dials = play(machine, 10 * DEAD_BACKOFF_FAR_S)
+    far = [when for when, address in dials if address == "far:1"]
+    assert 10 <= len(far) <= 21
+    assert len(dials) - len(far) > 100
+
+
+def test_members_of_a_former_life_are_looked_for_a_few_at_once_then_one_a_second():
+    machine = seeds()
+    peers = [(node_id(f"n{i}"), (f"n{i}:1",)) for i in range(20)]
+    at_once = machine.remember(peers, 0.0)
+    assert len(at_once) == REMEMBERED_AT_ONCE
+    dials = play(machine, 19.0)
+    assert all(b - a > 0.999 for (a, _), (b, _) in itertools.pairwise(dials))
+    tried = {effect.address for effect in at_once} | {address for _, address in dials}
+    assert len(tried) >= 15
+    assert at_once != seeds(seed=2).remember(peers, 0.0)
+
+
+def test_a_remembered_member_that_lives_or_left_or_is_ourselves_is_looked_for_no_more():
+    machine = seeds("me:1")
+    machine.member_alive(node_id("known"), ("k:1",), 0.0)
+    peers = [(node_id(name), (f"{name}:1",)) for name in ("known", "a", "b", "me", "nowhere")]
+    peers[-1] = (node_id("nowhere"), ())
+    dials = machine.remember(peers, 0.0)
+    assert {each.address for each in dials} <= {"a:1", "b:1"}
+    machine.member_alive(node_id("a"), ("a:2",), 0.1)
+    machine.member_left(node_id("b"), 0.1)
+    assert play(machine, 3_600.0) == []
 
 
 def test_a_dead_member_is_tried_again_with_backoff_up_to_five_minutes():
