@@ -62,6 +62,7 @@ from plumtree_quic.proto.effects import (
     Equivocated,
     Link,
     Push,
+    Relink,
     Send,
     SendDatagram,
     Strike,
@@ -1021,6 +1022,8 @@ class Driver:
             self._want(effect, now)  # type: ignore[arg-type]
         elif kind is Unlink:
             self._endpoint.unwant(effect.peer, now)  # type: ignore[union-attr]
+        elif kind is Relink:
+            self._endpoint.replace(effect.peer, now)  # type: ignore[union-attr]
         elif kind is DialSeed:
             self._dial_seed(effect.address)  # type: ignore[union-attr]
         elif kind is Strike:

@@ -32,6 +32,7 @@ from plumtree_quic.proto.effects import (
     Effect,
     Link,
     Push,
+    Relink,
     Send,
     SendDatagram,
     Strike,
@@ -406,6 +407,8 @@ class Host:
                     self._want(peer)
                 case Unlink(peer):
                     self._unwant(peer)
+                case Relink(peer):
+                    self._relink(peer)
                 case DialSeed(address):
                     self._dial_seed(address)
                 case Strike():
@@ -480,6 +483,12 @@ class Host:
         if end is not None:
             self._send(end, Wanted(False))
             self._close_unwanted(end)
+
+    def _relink(self, peer: NodeId) -> None:
+        """Dial anew. Here the older link ends first; what waits on it is lost."""
+        end = self.links.get(peer)
+        if end is not None:
+            end.close("silent")
 
     def _close_unwanted(self, end: End) -> None:
         if end.up and not end.wanted_by_peer and end.peer not in self._wanted:
