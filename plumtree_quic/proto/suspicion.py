@@ -42,7 +42,7 @@ def suspicion_s(shortest_s: float, accusers: int, members: int, stretch: int = 1
 class Suspicion:
     """The wait for a refutation, counted from the first accusation that we saw.
 
-    counted_from: the same, but for the time in which we did not run: that is nobody's silence.
+    counted_from: the same, put off when we did not run.
     """
 
     key: MemberKey
@@ -60,6 +60,6 @@ class Suspicion:
         self.deadline = min(self.deadline, ends)
 
     def put_off(self, seconds: float) -> None:
-        """Time stood still for us."""
+        """It lasts so much longer."""
         self.counted_from += seconds
         self.deadline += seconds

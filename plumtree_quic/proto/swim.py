@@ -58,7 +58,7 @@ from plumtree_quic.proto.effects import (
 from plumtree_quic.proto.health import LocalHealth
 from plumtree_quic.proto.members import INCARNATION_STEP_MAX, Member, Members
 from plumtree_quic.proto.piggyback import Piggyback
-from plumtree_quic.proto.suspicion import Suspicion, suspicion_s
+from plumtree_quic.proto.suspicion import ACCUSERS_FULL, Suspicion, suspicion_s
 
 __all__ = ["Swim", "SwimCounters"]
 
@@ -79,6 +79,12 @@ DEAF_INTERVALS = 2
 PATIENCE_FACTOR = 2.0
 PATIENCE_MAX_S = 60.0
 VOTES_MAX = 8
+# Lifeguard, section IV-B: only the first confirmations are passed on, for more shorten nothing.
+# One above the three that count, for who is unwell does not count its own.
+VOTES_TOLD = ACCUSERS_FULL + 1
+# After a stall a suspicion lasts so many probe intervals more, if it would have: what refutes it
+# waits in the socket, or comes on the links that are dialled again.
+RESUMED_INTERVALS = 2
 # Our own timer was this late: what happened meanwhile is our fault. Above a loop's usual jitter.
 LATE_S = 0.05
 
@@ -327,8 +333,9 @@ class Swim:
         for link in self._links.values():
             if link.waiting_since is not None:
                 link.waiting_since += seconds
+        enough = now + RESUMED_INTERVALS * self._config.probe_interval
         for suspicion in self._suspicions.values():
-            suspicion.put_off(seconds)
+            suspicion.put_off(min(seconds, max(0.0, enough - suspicion.deadline)))
         for patience in self._patience.values():
             patience.until += seconds
         for key in self._unlinked:
@@ -665,7 +672,8 @@ class Swim:
         row.accusations[fact.signer] = fact
         if row.state is _DEAD:
             return []
-        self._pass_on(fact, peer, now)
+        if len(row.accusations) <= VOTES_TOLD:
+            self._pass_on(fact, peer, now)
         if row.state is _ALIVE:
             return self._become_suspect(row, now)
         suspicion = self._suspicions[row.key]

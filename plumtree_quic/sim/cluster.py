@@ -199,6 +199,10 @@ class Host:
         """Whether the process lives and runs."""
         return self.alive and self.cluster.time.now >= self._paused_until
 
+    def asleep_s(self) -> float:
+        """How long the process stands still yet; 0 while it runs, and when it is gone."""
+        return max(0.0, self._paused_until - self.cluster.time.now) if self.alive else 0.0
+
     # --- inputs ---------------------------------------------------------------------------------
 
     def start(self, seeds: Iterable[str]) -> None:

@@ -1,19 +1,21 @@
-"""Scenarios of failure detection: who is accused, who is declared failed, and how soon the dead are.
+"""Scenarios of failure detection: who is accused, who is declared failed, and how soon.
 
 Each scenario is one function of a seed: it starts from a cluster whose nodes have all met, runs,
 and returns what the nodes told their applications. Same seed, same result.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import MemberKey, member_key
-from plumtree_quic.proto.effects import MemberFailed, MemberSuspected
+from plumtree_quic.proto.effects import Effect, MemberFailed, MemberSuspected
 from plumtree_quic.sim.cluster import Cluster, Host
 from plumtree_quic.sim.faults import CALM, Weather
+from plumtree_quic.sim.report import Violation
 
 __all__ = ["CrashTimes", "Verdicts", "crashes", "losses", "quantile", "stalls"]
 
@@ -23,7 +25,7 @@ STALL_GAP_S_MAX = 10.0
 """Between two stalls it runs for up to so long: it stands still for a third of the time."""
 # How long a crash is waited for to be known to all, and a restart to be forgotten.
 KNOWN_S_MAX = 120.0
-SETTLE_S = 10.0
+SETTLE_S = 5.0
 
 
 @attrs.frozen
@@ -100,11 +102,11 @@ class CrashTimes:
             ("known to all", self.known_to_all_s),
         )
         return [
-            f"{self.nodes} nodes, {self.unwell} of them unwell, {len(self.known_to_all_s)} crashes, "
-            f"living nodes declared failed: {self.failed_living}",
+            f"{self.nodes} nodes, {self.unwell} of them unwell, {len(self.known_to_all_s)} "
+            f"crashes, living nodes declared failed: {self.failed_living}",
             *(
-                f"{name}: median {quantile(values, 0.5):.1f} s, p99 {quantile(values, 0.99):.1f} s, "
-                f"max {max(values):.1f} s"
+                f"{name}: median {quantile(values, 0.5):.1f} s, "
+                f"p99 {quantile(values, 0.99):.1f} s, max {max(values):.1f} s"
                 for name, values in rows
             ),
         ]
@@ -113,7 +115,7 @@ class CrashTimes:
 def quantile(values: Sequence[float], share: float) -> float:
     """The smallest of `values` that at least this share of them does not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def stalls(
@@ -170,24 +172,19 @@ def crashes(
         since = len(cluster.journal.facts)
         crashed_at = cluster.time.now
         cluster.crash(name)
-        survivors = {life: member_key(host.id) for host in cluster.hosts.values()
-                     for life in (host.life,)}  # fmt: skip
-
-        def is_known(since: int = since, dead: MemberKey = dead, names: int = nodes - 1) -> bool:
-            facts = cluster.journal.facts
-            return sum(_is_failure(each, dead) for _, _, each in facts[since:]) >= names
-
-        if not cluster.run(KNOWN_S_MAX, is_known, look_s=0.5):
-            raise AssertionError(f"the crash of {name} is not known to all of {nodes - 1}")
+        survivors = {id(host.life): member_key(host.id) for host in cluster.hosts.values()}
+        if not cluster.run(KNOWN_S_MAX, _is_known(cluster, dead, since, nodes - 1), look_s=0.5):
+            raise Violation(f"the crash of {name} is not known to all after {KNOWN_S_MAX:g} s")
+        first = math.inf
         times: dict[MemberKey, float] = {}
         for at, life, fact in cluster.journal.facts[since:]:
-            if isinstance(fact, MemberSuspected) and member_key(fact.node_id) == dead:
-                if len(suspected) == len(known_to_all):
-                    suspected.append(at - crashed_at)
-            elif _is_failure(fact, dead):
-                times.setdefault(survivors[life], at - crashed_at)
+            if _is_of(fact, MemberSuspected, dead):
+                first = min(first, at - crashed_at)
+            elif _is_of(fact, MemberFailed, dead):
+                times[survivors[id(life)]] = at - crashed_at
             elif isinstance(fact, MemberFailed):
                 failed_living += 1
+        suspected.append(first)
         known += times.values()
         known_to_all.append(max(times.values()))
         known_to_healthy.append(max(at for key, at in times.items() if key not in ill))
@@ -204,8 +201,14 @@ def crashes(
     )
 
 
-def _is_failure(fact: object, dead: MemberKey) -> bool:
-    return isinstance(fact, MemberFailed) and member_key(fact.node_id) == dead
+def _is_known(cluster: Cluster, dead: MemberKey, since: int, count: int) -> Callable[[], bool]:
+    """Whether so many nodes have declared a member failed, by the facts from number `since` on."""
+    facts = cluster.journal.facts
+    return lambda: sum(_is_of(fact, MemberFailed, dead) for _, _, fact in facts[since:]) >= count
+
+
+def _is_of(fact: Effect, kind: type[MemberFailed | MemberSuspected], key: MemberKey) -> bool:
+    return isinstance(fact, kind) and member_key(fact.node_id) == key
 
 
 def _start(

@@ -25,9 +25,13 @@ class Port:
         self.writable_at = []
         self.downs = []
         self.asleep = False
+        self.wakes_at = None
 
     def awake(self):
-        return not self.asleep
+        return not self.asleep and (self.wakes_at is None or self.time.now >= self.wakes_at)
+
+    def asleep_s(self):
+        return 0.0 if self.wakes_at is None else max(0.0, self.wakes_at - self.time.now)
 
     def frame(self, end, message):
         self.got.append((self.time.now, message))
