@@ -77,9 +77,9 @@ logger = logging.getLogger("plumtree_quic")
 SUBSCRIPTION_MESSAGES_MAX = 262_144
 EVENTS_MAX = 1_024
 RATE_WINDOW_S = 60.0
-# Half of the worst: failures of others are known five times as late. A guess; one refutation, or a
-# callback that takes half a second, is no reason to call an operator.
-LOCAL_HEALTH_DEGRADED = 4
+# Failures of others are known up to seven times as late. A guess: one refutation, or a callback
+# that takes half a second, is no reason to call an operator.
+LOCAL_HEALTH_DEGRADED = 6
 CREDENTIALS_EVERY_S = 1.0
 # Our own certificate's end is told this long before (reliability bar, C.9): a week, a day, an hour.
 EXPIRING_S = (7 * 86_400, 86_400, 3_600)

@@ -131,6 +131,18 @@ def test_a_close_reaches_the_other_end_one_way_later():
     assert pair.b.downs == [(100.0 + pair.end.latency_s, "not wanted")]
 
 
+def test_what_comes_while_a_process_stands_still_waits_in_its_socket():
+    pair = Pair()
+    pair.b.wakes_at = 105.0
+    pair.end.send(direct(1))
+    pair.end.send_datagram(Ping(bytes(8)), 1.0)
+    pair.time.run(4.9)
+    assert pair.b.got == pair.b.datagrams == []
+    pair.time.run(0.2)
+    assert pair.b.got == [(105.0, direct(1))]
+    assert pair.b.datagrams == [(105.0, Ping(bytes(8)))]
+
+
 def test_a_dead_peer_is_noticed_by_silence_alone():
     pair = Pair()
     pair.end.send(direct(1))
