@@ -82,9 +82,9 @@ VOTES_MAX = 8
 # Lifeguard, section IV-B: only the first confirmations are passed on, for more shorten nothing.
 # One above the three that count, for who is unwell does not count its own.
 VOTES_TOLD = ACCUSERS_FULL + 1
-# After a stall a suspicion lasts so many probe intervals more, if it would have: what refutes it
-# waits in the socket, or comes on the links that are dialled again.
-RESUMED_INTERVALS = 2
+# After a stall a suspicion lasts one probe interval more, if it would have without the stall: what
+# refutes it waits in the socket or rides on the pings that others send us now.
+RESUMED_INTERVALS = 1
 # Our own timer was this late: what happened meanwhile is our fault. Above a loop's usual jitter.
 LATE_S = 0.05
 

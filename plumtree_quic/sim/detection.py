@@ -21,8 +21,8 @@ __all__ = ["CrashTimes", "Verdicts", "crashes", "losses", "quantile", "stalls"]
 
 STALL_S_MAX = 5.0
 """A node that is unwell stands still for up to so long, evenly drawn."""
-STALL_GAP_S_MAX = 10.0
-"""Between two stalls it runs for up to so long: it stands still for a third of the time."""
+STALL_GAP_S_MAX = 20.0
+"""Between two stalls it runs for up to so long: it stands still for a fifth of the time."""
 # How long a crash is waited for to be known to all, and a restart to be forgotten.
 KNOWN_S_MAX = 120.0
 SETTLE_S = 5.0
@@ -82,7 +82,8 @@ class CrashTimes:
         known_s: until each survivor had declared the dead one failed, crashes x survivors.
         known_to_all_s: until the last survivor had, one figure a crash.
         known_to_healthy_s: the same without survivors that stand still now and then.
-        failed_living: times that a living node was declared failed.
+        failed_healthy, failed_unwell: times that a living node was declared failed; who is unwell
+            may have been silent for long enough.
     """
 
     nodes: int
@@ -91,7 +92,8 @@ class CrashTimes:
     known_s: tuple[float, ...]
     known_to_all_s: tuple[float, ...]
     known_to_healthy_s: tuple[float, ...]
-    failed_living: int
+    failed_healthy: int
+    failed_unwell: int
 
     def lines(self) -> list[str]:
         """The result for people."""
@@ -102,8 +104,9 @@ class CrashTimes:
             ("known to all", self.known_to_all_s),
         )
         return [
-            f"{self.nodes} nodes, {self.unwell} of them unwell, {len(self.known_to_all_s)} "
-            f"crashes, living nodes declared failed: {self.failed_living}",
+            f"{self.nodes} nodes, {self.unwell} of them unwell, {len(self.known_to_all_s)} crashes",
+            f"living nodes declared failed: healthy {self.failed_healthy}, "
+            f"unwell {self.failed_unwell}",
             *(
                 f"{name}: median {quantile(values, 0.5):.1f} s, "
                 f"p99 {quantile(values, 0.99):.1f} s, max {max(values):.1f} s"
@@ -124,11 +127,12 @@ def stalls(
     nodes: int = 100,
     unwell: int = 4,
     seconds: float = 3600.0,
+    gap_s_max: float = STALL_GAP_S_MAX,
     config: PlumtreeConfig | None = None,
 ) -> Verdicts:
     """Some nodes stand still at random, nobody crashes."""
     cluster, hosts = _start(seed, nodes, CALM, config)
-    ill = _fall_ill(cluster, hosts, unwell, Random(f"{seed} stalls"))
+    ill = _fall_ill(cluster, hosts, unwell, gap_s_max, Random(f"{seed} stalls"))
     return _watch(cluster, ill, seconds)
 
 
@@ -152,18 +156,19 @@ def crashes(
     nodes: int = 100,
     unwell: int = 4,
     count: int = 100,
+    gap_s_max: float = STALL_GAP_S_MAX,
     config: PlumtreeConfig | None = None,
 ) -> CrashTimes:
     """Healthy nodes crash one after the other, and start again once all know of it."""
     rng = Random(f"{seed} crashes")
     cluster, hosts = _start(seed, nodes, CALM, config)
-    ill = _fall_ill(cluster, hosts, unwell, Random(f"{seed} stalls"))
+    ill = _fall_ill(cluster, hosts, unwell, gap_s_max, Random(f"{seed} stalls"))
     healthy = [host.name for host in hosts if member_key(host.id) not in ill]
     suspected: list[float] = []
     known: list[float] = []
     known_to_all: list[float] = []
     known_to_healthy: list[float] = []
-    failed_living = 0
+    failed = {False: 0, True: 0}
     for _ in range(count):
         # At any moment of anybody's probing.
         cluster.run(SETTLE_S + rng.uniform(0.0, 5.0))
@@ -183,7 +188,7 @@ def crashes(
             elif _is_of(fact, MemberFailed, dead):
                 times[survivors[id(life)]] = at - crashed_at
             elif isinstance(fact, MemberFailed):
-                failed_living += 1
+                failed[member_key(fact.node_id) in ill] += 1
         suspected.append(first)
         known += times.values()
         known_to_all.append(max(times.values()))
@@ -197,7 +202,8 @@ def crashes(
         tuple(known),
         tuple(known_to_all),
         tuple(known_to_healthy),
-        failed_living,
+        failed[False],
+        failed[True],
     )
 
 
@@ -219,7 +225,7 @@ def _start(
 
 
 def _fall_ill(
-    cluster: Cluster, hosts: Sequence[Host], count: int, rng: Random
+    cluster: Cluster, hosts: Sequence[Host], count: int, gap_s_max: float, rng: Random
 ) -> dict[MemberKey, None]:
     """Let `count` of the nodes stand still at random from now on."""
 
@@ -228,11 +234,11 @@ def _fall_ill(
             return
         seconds = rng.uniform(0.0, STALL_S_MAX)
         host.pause(seconds)
-        cluster.time.after(seconds + rng.uniform(0.0, STALL_GAP_S_MAX), stall, host)
+        cluster.time.after(seconds + rng.uniform(0.0, gap_s_max), stall, host)
 
     ill = rng.sample(list(hosts), count)
     for host in ill:
-        cluster.time.after(rng.uniform(0.0, STALL_GAP_S_MAX), stall, host)
+        cluster.time.after(rng.uniform(0.0, gap_s_max), stall, host)
     return {member_key(host.id): None for host in ill}
 
 
