@@ -678,7 +678,8 @@ class Swim:
             return self._become_suspect(row, now)
         suspicion = self._suspicions[row.key]
         suspicion.confirm(*self._stakes(row))
-        self._at(suspicion.deadline)
+        # It may be past already; a wake-up that is, would look like a stall of ours.
+        self._at(max(now, suspicion.deadline))
         return []
 
     def _is_patient(self, key: MemberKey, now: float) -> bool:

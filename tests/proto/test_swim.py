@@ -593,6 +593,17 @@ def test_three_accusers_give_the_suspicion_time():
     assert of(rig.run(0.2, alive=("a",)), MemberFailed)
 
 
+def test_a_third_accuser_that_comes_late_ends_the_suspicion_and_is_no_stall_of_ours():
+    rig = Rig("a")
+    members(rig, "x", "b", "c", "d")
+    rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in "bc"))
+    rig.run(7.0, alive=("a",))
+    rig.facts("a", fact("x", SUSPECT, signer="d"))
+    assert of(rig.flush(), MemberFailed)
+    assert rig.swim.counters.late_ms == 0
+    assert rig.swim.health.score == 0
+
+
 def test_m17_an_accuser_has_one_vote_per_incarnation():
     rig = Rig("a", "l")
     members(rig, "x", "b", "c", "d")
