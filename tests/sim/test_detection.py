@@ -11,9 +11,13 @@ from plumtree_quic.sim import detection
 from plumtree_quic.sim.cluster import Cluster
 from plumtree_quic.sim.faults import CALM
 
+# A busy machine takes its time over a hundred nodes.
+pytestmark = pytest.mark.timeout(400)
 
+
+@pytest.mark.slow
 def test_four_of_a_hundred_stand_still_and_no_healthy_node_is_declared_failed():
-    found = detection.stalls(1, seconds=30.0)
+    found = detection.stalls(1, seconds=30.0, gap_s_max=10.0)
     assert found.failed_healthy == found.failed_unwell == 0
     # They were suspected, rightly; and hardly ever suspected others.
     assert found.suspected_unwell > 0
@@ -21,6 +25,7 @@ def test_four_of_a_hundred_stand_still_and_no_healthy_node_is_declared_failed():
     assert found.stretch_max > 1
 
 
+@pytest.mark.slow
 def test_a_crash_of_one_of_a_hundred_is_known_to_all_in_time_while_four_stand_still():
     found = detection.crashes(1, count=1)
     assert found.failed_healthy == 0
@@ -30,8 +35,9 @@ def test_a_crash_of_one_of_a_hundred_is_known_to_all_in_time_while_four_stand_st
     assert 0 < found.suspected_s[0] < 4.0
 
 
+@pytest.mark.slow
 def test_m04_a_fifth_of_all_packets_of_fifty_nodes_is_lost_and_nobody_is_declared_failed():
-    found = detection.losses(1, seconds=60.0)
+    found = detection.losses(1, seconds=40.0)
     assert found.failed_healthy == 0
     # Under 0.7 % of probes (reliability bar, part E); a probe is up to five pings.
     assert found.probes_failed < 0.007 * found.pings
