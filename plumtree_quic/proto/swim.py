@@ -345,8 +345,8 @@ class Swim:
         """`seconds` have passed for others that `now` does not count, or a clock says so.
 
         A suspended machine, or a wall clock that jumped, either way: it may be the trace of a
-        virtual machine that stood still. Every wait begins anew: what would have ended it may
-        have come and gone.
+        virtual machine that stood still. Every wait for an echo begins anew, and a suspicion gives
+        those who can refute it the time that a lost link gets to come back.
         """
         self.counters.slept_ms += round(seconds * 1000)
         if not self.health.stalled(seconds, now):
@@ -355,8 +355,9 @@ class Swim:
         for link in self._links.values():
             if link.waiting_since is not None:
                 link.wait_from(now)
+        enough = now + UNLINKED_INTERVALS * self._config.probe_interval
         for suspicion in self._suspicions.values():
-            suspicion.put_off(now - suspicion.counted_from)
+            suspicion.put_off(max(0.0, enough - suspicion.deadline))
         for key in self._unlinked:
             self._unlinked[key] = now + self._unlinked_s()
 
