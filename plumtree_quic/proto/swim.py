@@ -174,8 +174,11 @@ class _Link:
 
 @attrs.define
 class _Patience:
+    """After a refutation: how long, until when, and whether the link was dialled anew meanwhile."""
+
     wait_s: float
     until: float
+    relinked: bool = False
 
 
 _FactId = tuple[MemberKey, int, int, MemberState, MemberKey]
@@ -493,7 +496,10 @@ class Swim:
                 return [*held_up, self._ping(link)]
             link.failed = True
             self.counters.probes_failed += 1
-            if self._is_patient(link.key, now):
+            patience = self._patience.get(link.key)
+            if patience is not None and now < patience.until and not patience.relinked:
+                # Once: who stands still again and again is not helped by handshakes.
+                patience.relinked = True
                 self.counters.links_failed += 1
                 effects.append(Relink(link.peer))
         effects += self._accuse(link.key, now)
