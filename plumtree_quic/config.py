@@ -418,7 +418,7 @@ class PlumtreeConfig:
             if name not in names:
                 if _KUBERNETES.match(name):
                     continue
-                raise _unknown("environment variable", name, (*names, *NODE_ENVIRONMENT))
+                raise _unknown("unknown environment variable", name, (*names, *NODE_ENVIRONMENT))
             values[names[name]] = value
         return _build(cls, preset, values, lambda path: PREFIX + path.upper().replace(".", "__"))
 
@@ -444,7 +444,7 @@ class PlumtreeConfig:
                 values |= {f"{key}.{inner}": each for inner, each in value.items()}
         for key in values:
             if key not in known:
-                raise _unknown(f"{path}: key", key, (*known, *groups, "preset"))
+                raise _unknown(f"{path}: unknown key", key, (*known, *groups, "preset"))
         return _build(cls, preset, values, lambda key: f"{path}: {key}")
 
 
@@ -529,7 +529,7 @@ def _unknown(what: str, name: str, known: tuple[str, ...]) -> ConfigError:
     keys = {each.removeprefix(PREFIX).lower(): each for each in known}
     nearest = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), keys, n=1)
     hint = f"; did you mean {keys[nearest[0]]}?" if nearest else ""
-    return ConfigError(f"unknown {what} {name}{hint}")
+    return ConfigError(f"{what} {name}{hint}")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -539,7 +539,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         tables = TomlFormat(None)(path, PlumtreeConfig, ())
     except (OSError, TsError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}")
+        # The library wraps what the system said.
+        said = error if isinstance(error, OSError) else error.__cause__
+        why = said.strerror if isinstance(said, OSError) else error
+        raise ConfigError(f"{path} cannot be read: {why}")
     table = tables.get("plumtree")
     if not isinstance(table, dict):
         raise ConfigError(f"{path} has no table [plumtree]")

@@ -373,6 +373,7 @@ class Driver:
         if self._ring is not None:
             self._ring.judge_again()
         self._gate.judge_again()
+        self.core.judge_again()
         self._endpoint.judge_links(now)
         self._schedule_turn()
 
@@ -430,6 +431,7 @@ class Driver:
             self._ring.use(credentials)
             self._ring.judge_again()
             self._gate.judge_again()
+            self.core.judge_again()
         if self._signer is not None and self._signer.key_id != key_id_of(credentials.leaf_der):
             # What was accepted under the old key leaves under it.
             self._flush(now)
@@ -855,6 +857,8 @@ class Driver:
             case DialFailed():
                 self._on_dial_failed(event, now)
             case SecurityEvent(kind, fields):
+                if kind == "clock.jump":
+                    self.judge_again()
                 self._sink.security_event(kind, fields)
 
     def _admit(self, link: NetLink, peer: NodeId, message: Message, now: float) -> None:
@@ -1238,7 +1242,8 @@ class Driver:
                 use(list(found))
             elif failed is not None:
                 names = ", ".join(addresses)
-                failed(LinkError(f"{names} does not resolve to an address: {reason}"))
+                why = getattr(reason, "strerror", None) or str(reason) or "no answer in time"
+                failed(LinkError(f"{names} does not resolve to an address: {why}"))
         except Exception:
             self._note_error("an address could not be used; going on")
         self._schedule_turn()

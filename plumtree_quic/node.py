@@ -81,6 +81,8 @@ RATE_WINDOW_S = 60.0
 # that takes half a second, is no reason to call an operator.
 LOCAL_HEALTH_DEGRADED = 6
 CREDENTIALS_EVERY_S = 1.0
+# When one seed has answered, the others have so long to answer, too.
+OTHER_SEEDS_S = 0.05
 # Our own certificate's end is told this long before (reliability bar, C.9): a week, a day, an hour.
 EXPIRING_S = (7 * 86_400, 86_400, 3_600)
 
@@ -347,8 +349,8 @@ class Node:
         if advertise is None and self._listen[0] in ("", "0.0.0.0", "::"):  # noqa: S104
             raise ConfigError(
                 f"listen={listen!r} takes every interface, and others cannot dial that: pass "
-                "advertise='<address of this host>' (PLUMTREE_ADVERTISE_ADDR) or listen on one "
-                "address"
+                "advertise='<address of this host>' (--advertise, PLUMTREE_ADVERTISE_ADDR), or "
+                "listen on one address, like 127.0.0.1:7946"
             )
         if advertise is not None:
             advertised_address(advertise, self._listen[1])
@@ -659,7 +661,7 @@ class Node:
                 f"{', '.join(others[:5])}{why}. Check that a node listens there, that UDP passes, "
                 "and that its certificates come from the same CA; trying goes on"
             )
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(OTHER_SEEDS_S)
         return self._running().core.seeds_reached(others)
 
     async def wait_for_peers(self, count: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
@@ -754,9 +756,11 @@ class Node:
                 "others would refuse it"
             )
         if len(payload) > self.config.max_message_size:
+            is_highest = self.config.max_message_size >= wire.PAYLOAD_BYTES_MAX
+            fix = "split it" if is_highest else "split it or raise the limit (65,536 at most)"
             raise MessageTooLarge(
                 f"payload of {len(payload)} bytes is above max_message_size "
-                f"({self.config.max_message_size}); split it or raise the limit (65,536 at most)"
+                f"({self.config.max_message_size}); {fix}"
             )
         if topic:
             _check_topic(topic)

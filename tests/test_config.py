@@ -355,7 +355,10 @@ def test_a_toml_file_lays_its_table_over_the_preset(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[plumtree]\neager_fanot = 3", "key eager_fanot; did you mean eager_fanout"),
+        (
+            "[plumtree]\neager_fanot = 3",
+            r"plumtree\.toml: unknown key eager_fanot; did you mean eager_fanout",
+        ),
         ("[plumtree.sync]\ninterval = 3", r"key sync\.interval; did you mean sync\.sync_interval"),
         ("[plumtree]\nsync = 3", r"sync is 3; allowed: a table \[plumtree\.sync\]"),
         ("[plumtree.eager_fanout]\nx = 1", "eager_fanout is {'x': 1}; allowed"),
@@ -376,7 +379,9 @@ def test_a_wrong_toml_file_is_refused_naming_the_key(tmp_path, text, says):
 
 
 def test_a_toml_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere.toml cannot be read"):
+    with pytest.raises(
+        ConfigError, match=r"nowhere.toml cannot be read: No such file or directory$"
+    ):
         PlumtreeConfig.from_toml(tmp_path / "nowhere.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         PlumtreeConfig.from_toml(tmp_path)

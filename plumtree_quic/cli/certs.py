@@ -17,6 +17,7 @@ from plumtree_quic.errors import ConfigError, CredentialsError
 from plumtree_quic.security.certs import CRL_DAYS, DAYS_MAX, KEY_TYPES, LEAF_DAYS, DevCa, check_name
 from plumtree_quic.security.credentials import load_certificates
 from plumtree_quic.security.explain import (
+    NEW_CERT,
     describe_key,
     explain,
     extension_of,
@@ -25,13 +26,17 @@ from plumtree_quic.security.explain import (
 )
 from plumtree_quic.security.identity import (
     CHECKS,
+    Alert,
     CheckFailed,
     check_chain,
     check_key,
     parse_identity,
 )
+from plumtree_quic.security.revocation import Revocation, read_lists
 
 __all__ = ["certs"]
+
+_STEP_REVOKED = 11  # of identity.py's CHECKS
 
 
 class _CertsCommand(click.Command):
@@ -127,9 +132,12 @@ def revoke(out: str, days: int, names: tuple[str, ...]) -> None:
 
 @click.command(no_args_is_help=True)
 @click.option("--ca", "ca_file", metavar="FILE", help="Default: the ca.crt beside each file.")
+@click.option("--crl", "crl", metavar="PATH", help="Default: the ca.crl beside the CA, if any.")
 @click.option("--trust-domain", metavar="D", help="Default: any.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-def inspect(ca_file: str | None, trust_domain: str | None, files: tuple[str, ...]) -> int:
+def inspect(
+    ca_file: str | None, crl: str | None, trust_domain: str | None, files: tuple[str, ...]
+) -> int:
     """Say who each certificate is, its dates and usages, and what a node's check would say.
 
     Exits with 1 when a node would refuse one of them.
@@ -138,11 +146,11 @@ def inspect(ca_file: str | None, trust_domain: str | None, files: tuple[str, ...
     for number, file in enumerate(files):
         if number:
             click.echo()
-        refused += not _inspect(Path(file), ca_file, trust_domain)
+        refused += not _inspect(Path(file), ca_file, crl, trust_domain)
     return 1 if refused else 0
 
 
-def _inspect(path: Path, ca_file: str | None, trust_domain: str | None) -> bool:
+def _inspect(path: Path, ca_file: str | None, crl: str | None, trust_domain: str | None) -> bool:
     leaf, *chain = _load(path)
     click.echo(str(path))
     uris = uris_of(leaf)
@@ -161,31 +169,59 @@ def _inspect(path: Path, ca_file: str | None, trust_domain: str | None) -> bool:
         return True
     ca_path = Path(ca_file) if ca_file is not None else path.parent / "ca.crt"
     if ca_file is None and not ca_path.exists():
-        _line("check", f"none: there is no {ca_path}; name the CA with --ca FILE")
+        # What needs no CA is judged all the same: no node takes what has expired.
+        if not _check(path, leaf, chain, None, None, trust_domain):
+            return False
+        _line("check", f"not whole: there is no {ca_path}; name the CA with --ca FILE")
         return True
-    return _check(path, leaf, chain, ca_path, trust_domain)
+    beside = ca_path.parent / "ca.crl"
+    crl_path = Path(crl) if crl is not None else beside if beside.exists() else None
+    if not _check(path, leaf, chain, ca_path, crl_path, trust_domain):
+        return False
+    _line("check", f"accepted by every node that trusts {ca_path}")
+    return True
 
 
 def _check(
     path: Path,
     leaf: x509.Certificate,
     chain: Sequence[x509.Certificate],
-    ca_path: Path,
+    ca_path: Path | None,
+    crl_path: Path | None,
     trust_domain: str | None,
 ) -> bool:
-    anchors = _load(ca_path)
+    """Say why a node would refuse it, if one would. Without a CA the chain is not judged."""
+    anchors = _load(ca_path) if ca_path is not None else [leaf]
+    now = datetime.datetime.now(datetime.UTC)
+    way: list[x509.Certificate] = []
     try:
         check_key(public_key_of(leaf))
-        check_chain(leaf, chain, anchors, datetime.datetime.now(datetime.UTC))
+        try:
+            way = check_chain(leaf, chain, anchors, now)
+        except CheckFailed as failed:
+            if ca_path is not None or failed.alert != Alert.UNKNOWN_CA:
+                raise
         parse_identity(leaf, trust_domain)
     except CheckFailed as failed:
-        step = next(each for each in CHECKS if each.step == failed.step)
         why = explain(failed, leaf, chain, anchors, cert_name=str(path), ca_name=str(ca_path))
-        _line("check", f"REFUSED at step {step.step}, {step.name} (TLS alert {failed.alert})")
-        _line("", why)
+        _refused(failed.step, failed.alert, why)
         return False
-    _line("check", f"accepted by every node that trusts {ca_path}")
+    if crl_path is None:
+        return True
+    lists = Revocation.load(read_lists(crl_path), anchors)
+    for problem in lists.problems:
+        _line("lists", _shown(problem))
+    if lists.is_revoked(way, now):
+        why = f"{path} is revoked: every node that is started with --crl {crl_path} refuses it"
+        _refused(_STEP_REVOKED, Alert.CERTIFICATE_REVOKED, f"{why}; {NEW_CERT}")
+        return False
     return True
+
+
+def _refused(number: int, alert: int, why: str) -> None:
+    step = next(each for each in CHECKS if each.step == number)
+    _line("check", f"REFUSED at step {step.step}, {step.name} (TLS alert {alert})")
+    _line("", why)
 
 
 def _load(path: Path) -> list[x509.Certificate]:

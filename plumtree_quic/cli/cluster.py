@@ -26,7 +26,7 @@ from plumtree_quic.cli.worker import STAMP_BYTES, value_of
 from plumtree_quic.errors import ConfigError, PlumtreeError
 from plumtree_quic.security.certs import DevCa
 
-__all__ = ["Run", "Swarm", "WorkerProcess", "cluster", "measure", "show"]
+__all__ = ["Run", "Swarm", "WorkerProcess", "cluster", "measure", "percentile_ms", "show"]
 
 # Up to so many members the overlay is a full mesh (PlumtreeConfig.max_peers None).
 FULL_MESH_MEMBERS_MAX = 16
@@ -342,6 +342,7 @@ def _sum_up(
     expected_warm = sum(count - warm[node_id] for node_id, count in counts.items()) * others
     copies_warm = sum(report["copies_warm"] for report in reports)
     copies = sum(report["copies"] for report in reports)
+    longest_s = max(report["latency_max_s"] for report in reports)
     return {
         "nodes": nodes,
         "messages": run.messages,
@@ -357,9 +358,9 @@ def _sum_up(
         "cpu_s_startup": round(sum(report["cpu_startup_s"] for report in reports), 4),
         "deliveries_per_cpu_s": round(delivered / cpu, 1) if cpu else 0.0,
         "latency_ms": {
-            "p50": _percentile(latencies, 0.50),
-            "p99": _percentile(latencies, 0.99),
-            "max": round(max(report["latency_max_s"] for report in reports) * 1000, 3),
+            "p50": percentile_ms(latencies, 0.50, longest_s),
+            "p99": percentile_ms(latencies, 0.99, longest_s),
+            "max": round(longest_s * 1000, 3),
         },
         "rmr": round(copies_warm / expected_warm - 1, 4) if expected_warm else 0.0,
         "rmr_total": round(copies / expected - 1, 4) if expected else 0.0,
@@ -367,13 +368,14 @@ def _sum_up(
     }
 
 
-def _percentile(latencies: Counter[int], share: float) -> float:
+def percentile_ms(latencies: Counter[int], share: float, longest_s: float) -> float:
+    """In ms. A bucket stands for its middle, which may lie above the longest that is in it."""
     total = sum(latencies.values())
     passed = 0
     for bucket in sorted(latencies):
         passed += latencies[bucket]
         if passed >= share * total:
-            return round(value_of(bucket) * 1000, 3)
+            return round(min(value_of(bucket), longest_s) * 1000, 3)
     return 0.0
 
 

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "drain": ("plumtree_quic.cli.control:drain", "Let a running node flush and take no more."),
     "leave": ("plumtree_quic.cli.control:leave", "Let a running node leave and end."),
     "cluster": ("plumtree_quic.cli.cluster:cluster", "The encrypted benchmark cluster."),
+    "sim": ("plumtree_quic.cli.sim:sim", "Thousands of nodes in virtual time."),
 }
 """Name -> (``module:attribute``, what ``--help`` says). The line stands here so that ``--help``
 imports no command."""

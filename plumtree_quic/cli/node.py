@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,10 +13,11 @@ import click
 
 from plumtree_quic.admin.control import ControlServer
 from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.driver import advertised_address
 from plumtree_quic.errors import ConfigError, JoinError, MessageTooLarge, PlumtreeError
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.node import Delegate, Message, Node, Subscription
-from plumtree_quic.wire import PAYLOAD_BYTES_MAX
+from plumtree_quic.wire import PAYLOAD_BYTES_MAX, TOPIC_BYTES_MAX
 
 __all__ = ["node"]
 
@@ -41,7 +43,9 @@ _JOIN_TIMEOUTS_S = (6.0, 30.0, 300.0)
 
 
 @click.command()
-@click.option("--listen", metavar="HOST:PORT", help="Address to bind (default :7946).")
+@click.option(
+    "--listen", metavar="HOST:PORT", help="Address to bind (default :7946; needs --advertise)."
+)
 @click.option("--advertise", metavar="HOST[:PORT]", help="What others dial, behind a wildcard.")
 @click.option("--seed", "seeds", metavar="HOST:PORT", multiple=True, help="May be repeated.")
 @click.option("--cert", metavar="FILE", help="This node's certificate (PEM).")
@@ -99,7 +103,10 @@ def node(
         env,
         listen="PLUMTREE_LISTEN" if flags["listen"] is None else "--listen",
         seed="--seed" if seeds else "PLUMTREE_SEEDS",
+        advertise="PLUMTREE_ADVERTISE_ADDR" if flags["advertise"] is None else "--advertise",
     )
+    if len(topic.encode("utf-8", "surrogateescape")) > TOPIC_BYTES_MAX:
+        raise ConfigError(f"--topic {topic[:40]!r}... is too long: {TOPIC_BYTES_MAX} bytes at most")
     asyncio.run(_run(env, prints=prints, reads=reads or sys.stdin.isatty(), topic=topic))
 
 
@@ -119,15 +126,17 @@ def _set(env: dict[str, str], fields: tuple[str, ...]) -> None:
         culprit = next((field for name, field in variables.items() if name in str(error)), None)
         if culprit is None:
             raise
-        raise ConfigError(f"--set {culprit!r}: {error}")
+        told = str(error).replace("environment variable", "field")
+        told = re.sub(r"PLUMTREE_(\w+)", lambda name: name[1].lower().replace("__", "."), told)
+        raise ConfigError(f"--set {culprit!r}: {told}")
 
 
 def _seeds_of(env: dict[str, str]) -> list[str]:
     return [each.strip() for each in env.get("PLUMTREE_SEEDS", "").split(",") if each.strip()]
 
 
-def _check_addresses(env: dict[str, str], *, listen: str, seed: str) -> None:
-    """Raise ConfigError that says where a bad address stands: `listen` and `seed` name the place.
+def _check_addresses(env: dict[str, str], *, listen: str, seed: str, advertise: str) -> None:
+    """Raise ConfigError that says where a bad address stands; the last three name the places.
 
     A seed that nobody could dial is told now, not after the first vain attempts.
     """
@@ -144,6 +153,12 @@ def _check_addresses(env: dict[str, str], *, listen: str, seed: str) -> None:
                 f"{place}: {text!r} cannot be dialled; a seed is a host and a port, like "
                 "10.0.0.5:7946"
             )
+    given = env.get("PLUMTREE_ADVERTISE_ADDR")
+    if given:
+        try:
+            advertised_address(given, 0)
+        except ConfigError as error:
+            raise ConfigError(f"{advertise}: {error}")
 
 
 class _Narrator(Delegate):
@@ -249,6 +264,10 @@ async def _print(subscription: Subscription, stop: asyncio.Event) -> None:
         # What is still buffered must not raise again at exit (Python's "Note on SIGPIPE").
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         stop.set()
+    except OSError as error:
+        _say(f"error: standard output cannot be written: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stop.set()
     except PlumtreeError as error:
         _say(f"error: {error}")
         stop.set()
@@ -291,6 +310,8 @@ def _read_lines(
                 rest = rest[: PAYLOAD_BYTES_MAX + 1]
                 hand_over(whole)
             hand_over([rest] if rest else [])
+        except OSError as error:  # a terminal that is gone, for one
+            _say(f"standard input cannot be read: {error.strerror}; no more lines are sent")
         except RuntimeError:
             return  # the loop is closed: the node is gone
 

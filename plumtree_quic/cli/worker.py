@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -120,6 +121,10 @@ class _Worker(Delegate):
 
     def on_member_joined(self, node_id: NodeId) -> None:
         self.tell("member", node_id=node_id, at=time.monotonic())
+
+    def on_security_event(self, kind: str, fields: Mapping[str, object]) -> None:
+        if kind == "credentials.rotated":
+            self.tell("rotated", at=time.monotonic(), leaf_sha256=fields["leaf_sha256"])
 
     async def run(self) -> None:
         reader = asyncio.StreamReader(limit=1 << 22)

@@ -22,6 +22,7 @@ from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import Feature, Hello, Record, Wanted
 from plumtree_quic.net import engine as engines
 from plumtree_quic.net.budget import AcceptBudget
+from plumtree_quic.net.clock import ClockWatch
 from plumtree_quic.net.events import (
     DatagramReceived,
     DialFailed,
@@ -81,6 +82,7 @@ class Counters:
     rejected: int = 0
     hard_dropped: int = 0
     replaced: int = 0
+    links_over_pair: int = 0
 
 
 @attrs.define
@@ -105,6 +107,9 @@ class _Pair:
         return [*self.contenders, *self.draining]
 
 
+# Links to one peer beside the one that is used, on their way in or out. A name with many addresses
+# that are all one node's is dialled at 16 of them at once.
+PAIR_LINKS_MAX = 32
 _SIGN_DIFFERS = "one side signs, the other does not"
 
 
@@ -152,6 +157,7 @@ class Endpoint:
         self._admit = admit
         self._is_revoked = is_revoked
         self._wall = wall if wall is not None else _wall
+        self._clock = ClockWatch(self._wall)
         self._me = credentials().node_id
         self._rotation = Rotation(self._me, rng)
         self._engine_settings = engines.EngineSettings(
@@ -177,6 +183,7 @@ class Endpoint:
         self._events: list[Event] = []
         self._outgoing: list[tuple[bytes, Address]] = []
         self._rejections_told: list[float] = []
+        self._conflicts_told: list[float] = []
         self._limits_told: list[float] = []
         self._closing = False
         self.counters = Counters()
@@ -197,6 +204,7 @@ class Endpoint:
 
     def dial(self, address: Address, peer: NodeId | None, now: float) -> Link:
         """Try once to reach `address`; peer None takes whoever answers."""
+        self._look_at_clock(now)
         credentials = self._credentials()
         engine = engines.dial(
             credentials,
@@ -276,6 +284,11 @@ class Endpoint:
             if self._is_outdated(pair.up):
                 self._rotation.add(peer, now, trusted=self._trusts(pair.up))
 
+    def _rotate_if_older(self, link: Link, now: float) -> None:
+        """A link that was begun before our credentials changed is outdated as it comes up."""
+        if link.generation != self._credentials().link_generation:
+            self._rotation.add(link.peer, now, trusted=self._trusts(link))
+
     def judge_links(self, now: float) -> None:
         """Revocations or the policy have changed: cut the links that would not be made now.
 
@@ -300,6 +313,22 @@ class Endpoint:
             link.close(code, reason, now)
             self._touched[link] = None
             self._on_ended(link, now)
+
+    def _look_at_clock(self, now: float) -> None:
+        """The wall clock jumped: certificates that ended by it cut their links, now and not later.
+
+        Links outlive a clock that was set back: what it says is no news of their certificates.
+        """
+        jumped_s = self._clock.jumped_s(now)
+        if not jumped_s:
+            return
+        self._tell_security("clock.jump", by_s=round(jumped_s), now=self._wall().isoformat())
+        for link in tuple(self._links):
+            link.close_if_expired(now)
+            self._touched[link] = None
+            if link.state is LinkState.CLOSING:
+                self._on_ended(link, now)
+        self.judge_links(now)
 
     def _path_of(self, link: Link) -> Sequence[x509.Certificate]:
         """Leaf to anchor, or what was sent when that leads nowhere any more."""
@@ -416,6 +445,7 @@ class Endpoint:
                 self._tell_security("limit.hit", address=_show(address), what=limit)
             return
         self._tokens.spend(verdict.token, now)
+        self._look_at_clock(now)
         credentials = self._credentials()
         engine = engines.accept(
             credentials,
@@ -541,6 +571,7 @@ class Endpoint:
     def advance(self, now: float) -> None:
         """Do what is due at `now`."""
         self._take_fed()
+        self._look_at_clock(now)
         while self._timers and self._timers[0][0] <= now:
             due, _, link = heapq.heappop(self._timers)
             if link.timer != due or link not in self._links:
@@ -702,6 +733,7 @@ class Endpoint:
             self._pairs[peer] = _Pair(link)
             link.announced = True
             self._events.append(LinkUp(link, peer, hello, link.address if link.dialled else None))
+            self._rotate_if_older(link, now)
             return
         incumbent = pair.up
         assert incumbent.hello is not None
@@ -717,10 +749,15 @@ class Endpoint:
             self._pairs[peer] = _Pair(link)
             link.announced = True
             self._events.append(LinkUp(link, peer, hello, link.address if link.dialled else None))
+            self._rotate_if_older(link, now)
         elif new < old:
             link.close(CloseCode.DUPLICATE_LINK, "older epoch", now)
         elif replaces and replaces in (incumbent.link_id, incumbent.hello.link_id):
             self._replace(pair, link, now)
+        elif len(pair.others()) >= PAIR_LINKS_MAX:
+            # One identity must not take the place of all others.
+            self.counters.links_over_pair += 1
+            link.close(CloseCode.OVERLOADED, "too many links", now)
         else:
             pair.contenders.append(link)
             incumbent.ping_incumbent(now)
@@ -764,6 +801,7 @@ class Endpoint:
         self._touched[old] = self._touched[link] = None
         assert link.hello is not None
         self._events.append(LinkReplaced(link, link.peer, link.hello))
+        self._rotate_if_older(link, now)
         wants = self._wants_link(link.peer)
         if wants != link.told_wanted:
             # It changed after our hello, and was told on the older link.
@@ -789,6 +827,7 @@ class Endpoint:
         self._events.append(
             LinkUp(link, link.peer, link.hello, link.address if link.dialled else None)
         )
+        self._rotate_if_older(link, now)
 
     def _on_wanted(self, link: Link, now: float) -> None:
         peer = link.peer
@@ -897,6 +936,8 @@ class Endpoint:
         failure = link.engine.failure
         if failure is not None:
             fix = next((each.fix for each in CHECKS if each.step == failure.step), "")
+            if failure.reason == OWN_IDENTITY:
+                fix = "give every node a certificate of its own"
             return IdentityError(
                 f"we refused {where} at step {failure.step} of the check: {failure.reason} ({fix})"
             )
@@ -967,10 +1008,13 @@ class Endpoint:
         return True
 
     def _tell_rejection(self, link: Link, now: float) -> None:
-        if not self._may_tell(self._rejections_told, now):
-            return
         failure = link.engine.failure
         assert failure is not None
+        # Whatever strangers do: that somebody has our key must not drown among them.
+        if failure.reason == OWN_IDENTITY and self._may_tell(self._conflicts_told, now):
+            self._tell_security("identity.conflict", address=_show(link.address))
+        if not self._may_tell(self._rejections_told, now):
+            return
         self._tell_security(
             "handshake.rejected",
             step=failure.step,
@@ -981,8 +1025,6 @@ class Endpoint:
             dialled=link.dialled,
             **_describe(link.engine.peer_certificates),
         )
-        if failure.reason == OWN_IDENTITY:
-            self._tell_security("identity.conflict", address=_show(link.address))
 
 
 def _wall() -> datetime.datetime:

@@ -64,6 +64,8 @@ DATAGRAMS_PENDING_MAX = 256
 
 CRYPTO_AHEAD_BYTES_MAX = 32 * 1024
 CRYPTO_BYTES_MAX = 64 * 1024
+# What we write in one flight of a handshake: our chain, and the messages around it.
+FLIGHT_BYTES_MAX = 32 * 1024
 # Runs of bytes that wait behind a hole: aioquic walks over all of them for each frame. A handshake
 # of 64 KiB is 55 packets. A stream is a guess: 2 MiB with every fifth packet lost make 230.
 CRYPTO_RUNS_MAX = 64
@@ -536,6 +538,8 @@ class AioquicEngine(quic.QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        # aioquic 1.7.2 has room for 16 KiB: a chain of that size and what goes with it need more.
+        self._crypto_buffers[tls.Epoch.HANDSHAKE] = Buffer(capacity=FLIGHT_BYTES_MAX)
         MutualTlsContext.install(self.tls, self._policy)
 
     def receive_datagram(self, data: bytes, addr: Address, now: float) -> None:

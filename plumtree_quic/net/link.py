@@ -52,6 +52,9 @@ BACKLOG_BYTES_MAX = 4 << 20
 # below: what it sends before its hello is acknowledged fits into an initial congestion window.
 EARLY_BYTES_MAX = 131_072
 DATAGRAMS_MAX = 256
+# Frames for the link itself that tell it nothing. No honest peer sends one; what tells something is
+# bounded by what we send.
+IDLE_FRAMES_MAX = 64
 FRESH_EVERY_S = 0.1
 PACKET_PROBES = 2
 LARGE_LOSSES_MAX = 3
@@ -212,6 +215,7 @@ class Link:
         self.incumbent_proved = False
         self.incumbent_failed = False
         self.unknown_datagrams = 0
+        self._idle_frames = 0
         self.timer: float | None = None
 
     def _window_of(self, lane: Lane) -> int:
@@ -291,6 +295,14 @@ class Link:
         self._become_closing(now)
 
     # --- what the endpoint uses -----------------------------------------------------------------
+
+    def close_if_expired(self, now: float) -> None:
+        """Close when one of the two certificates has ended, by the wall clock as it is now."""
+        if self.state not in (LinkState.UP, LinkState.DRAINING):
+            return
+        self._watch_expiry(now)
+        if self._expires_at is not None and self._expires_at <= now:
+            self.close(CloseCode.CERT_EXPIRED, "certificate expired", now)
 
     def greet(self, hello: Hello) -> None:
         """Send our hello: the acceptor's after the handshake, the dialler's after the other's."""
@@ -466,9 +478,7 @@ class Link:
                 self.engine.ping(0)
             if self._probe_at <= now:
                 self._probe_packet_size(now)
-            self._watch_expiry(now)
-            if self._expires_at is not None and self._expires_at <= now:
-                self.close(CloseCode.CERT_EXPIRED, "certificate expired", now)
+            self.close_if_expired(now)
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -655,18 +665,30 @@ class Link:
         if self.hello is None:
             raise WireError("a frame before hello")
         if isinstance(message, Credit):
+            says_something = False
             for lane, consumed in message.consumed:
                 out = self._out[lane]
                 if not out.consumed <= consumed <= out.sent:
                     raise WireError("credit for bytes never sent")
+                says_something |= consumed > out.consumed
                 out.consumed = consumed
+            if not says_something:
+                self._note_idle_frame()
             return True
         if isinstance(message, Goodbye):
+            if self.peer_goodbye:
+                self._note_idle_frame()
             self.peer_goodbye = True
             return True
         if isinstance(message, Wanted):
             self.peer_wants = message.wanted
         return False
+
+    def _note_idle_frame(self) -> None:
+        """The quota of a peer does not see what the link takes for itself."""
+        self._idle_frames += 1
+        if self._idle_frames > IDLE_FRAMES_MAX:
+            raise WireError("frames that say nothing")
 
     def _on_datagram(self, data: bytes, events: list[Event]) -> None:
         if self.hello is None or self.state not in (LinkState.UP, LinkState.DRAINING):

@@ -14,6 +14,7 @@ import attrs
 
 from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import (
+    LANE_OF,
     Ack,
     BucketHashes,
     Certificates,
@@ -26,6 +27,7 @@ from plumtree_quic.messages import (
     Graft,
     GraftRefused,
     IHave,
+    Lane,
     Message,
     Ping,
     Prune,
@@ -77,7 +79,8 @@ LIMITS: dict[type, tuple[float, float]] = {
 ANNOUNCED_PER_S = (200_000.0, 1_000_000.0)
 """Announcements in all IHave frames. A guess: 1,000 origins at 200 messages a second."""
 BYTES_PER_S = (256.0 * (1 << 20), 1024.0 * (1 << 20))
-"""Of bundles and direct messages; all other frames are at most 64 KiB and few. Four times what one
+"""On each of the lanes for bundles pushed, bundles asked for, and direct messages; frames of all
+other lanes are at most 64 KiB and few. Four times what one
 link carries at its best here (benchmarks/link.py)."""
 SIGNATURES_PER_S = (2_000.0, 20_000.0)
 """Signatures and certificates that are checked because this peer brought them. A core checks
@@ -111,7 +114,7 @@ def _size(message: Message) -> int:
 
 @attrs.define
 class PeerQuota:
-    """The limits of one link's peer. `now` is monotonic seconds.
+    """The limits of one peer, over all its links. `now` is monotonic seconds.
 
     above: what it is or was last above of. refused: frames that were not looked at.
     """
@@ -120,13 +123,19 @@ class PeerQuota:
     refused: int = 0
     _buckets: dict[type, TokenBucket] = attrs.field(factory=dict)
     _announced: TokenBucket = attrs.field(factory=lambda: TokenBucket(*ANNOUNCED_PER_S))
-    _bytes: TokenBucket = attrs.field(factory=lambda: TokenBucket(*BYTES_PER_S))
+    _bytes: dict[Lane, TokenBucket] = attrs.field(factory=dict)
     _signatures: TokenBucket = attrs.field(factory=lambda: TokenBucket(*SIGNATURES_PER_S))
     _in_debt: bool = False
     _since: float | None = None
     _last: float = 0.0
     _demoted: bool = False
     _cut: bool = False
+
+    def begin_link(self) -> None:
+        """Its peer has a new link, on which it was neither demoted nor cut; what it used up is
+        used up.
+        """
+        self._demoted = self._cut = False
 
     def charge(self, message: Message, now: float) -> Step:
         """One more frame of this peer."""
@@ -141,10 +150,14 @@ class PeerQuota:
             return self._refuse(f"{kind.__name__} frames", now)
         size = _size(message)
         if size:
-            self._bytes.refill(now)
-            if self._bytes.level <= 0:
-                return self._refuse("bytes", now)
-            self._bytes.level -= size
+            lane = LANE_OF[kind]
+            carried = self._bytes.get(lane)
+            if carried is None:
+                carried = self._bytes[lane] = TokenBucket(*BYTES_PER_S)
+            carried.refill(now)
+            if carried.level <= 0:
+                return self._refuse(f"bytes on {lane.name.lower()}", now)
+            carried.level -= size
         if kind in _SIGNED:
             if self._in_debt:
                 self._signatures.refill(now)
@@ -167,7 +180,7 @@ class PeerQuota:
         self.refused += 1
         self.above = what
         if self._since is None or now - self._last > FORGIVEN_AFTER_S:
-            self._since, self._demoted = now, False
+            self._since, self._demoted, self._cut = now, False, False
         self._last = now
         if now - self._since >= CUT_AFTER_S and not self._cut:
             self._cut = True
@@ -203,7 +216,10 @@ class Accounts:
 
     def link_up(self, peer: NodeId) -> None:
         """A link to `peer` is greeted, its first or another."""
-        self._accounts.setdefault(peer, _Account()).idle_since = None
+        account = self._accounts.setdefault(peer, _Account())
+        if account.idle_since is not None:
+            account.idle_since = None
+            account.quota.begin_link()
 
     def link_down(self, peer: NodeId, now: float) -> None:
         """The last link to `peer` is gone."""

@@ -42,9 +42,16 @@ class Rotation:
         return len(self._due)
 
     def add(self, peer: NodeId, now: float, *, trusted: bool) -> None:
-        """The link to `peer` is out of date; `trusted`: its certificate still counts."""
+        """The link to `peer` is out of date; `trusted`: its certificate still counts.
+
+        What was to be cut is cut no later for being added again.
+        """
         wait_s = self._rng.uniform(*LARGER_WAITS_S) if self._me > peer else 0.0
-        self._due[peer] = _Due(now + wait_s, None if trusted else now + CUT_AFTER_S)
+        cut_at = None if trusted else now + CUT_AFTER_S
+        before = self._due.get(peer)
+        if cut_at is not None and before is not None and before.cut_at is not None:
+            cut_at = before.cut_at
+        self._due[peer] = _Due(now + wait_s, cut_at)
 
     def done(self, peer: NodeId) -> None:
         """The link to `peer` is up to date, or gone."""

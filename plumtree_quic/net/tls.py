@@ -25,6 +25,7 @@ from plumtree_quic.security.identity import (
     Alert,
     CheckFailed,
     check_chain,
+    check_clock,
     check_issuer_keys,
     check_key,
     check_meant,
@@ -269,7 +270,9 @@ class MutualTlsContext(tls.Context):
 
     def _judge(self, leaf: x509.Certificate) -> None:
         policy, ours = self.policy, self.policy.credentials
-        path = check_chain(leaf, self._peer_certificate_chain, ours.anchors, policy.wall())
+        now = policy.wall()
+        check_clock(now)
+        path = check_chain(leaf, self._peer_certificate_chain, ours.anchors, now)
         self._pass(8)
         self._pass(9)
         peer = parse_identity(leaf, ours.trust_domain)

@@ -127,6 +127,8 @@ class Core:
         self._seeds = Seeds(record.addresses, rng, directory)
         self._links: dict[NodeId, _LinkState] = {}
         self._unwanted: dict[NodeId, float] = {}
+        # Those on which bundles wait for the record of their origin.
+        self._parked: dict[NodeId, None] = {}
         self._judge = judge
         self.refused = 0
         self.parked_expired = 0
@@ -160,6 +162,7 @@ class Core:
     ) -> list[Effect]:
         """A link to `peer` is greeted; `dialled` is the seed's address when we dialled one."""
         self._links[peer] = _LinkState(hello.wanted)
+        self._parked.pop(peer, None)
         if dialled is not None:
             self._seeds.answered(dialled, now)
         effects = self._settle(self._swim.link_up(peer, hello, now), now)
@@ -173,6 +176,7 @@ class Core:
         if self._links.pop(peer, None) is None:
             return []
         self._unwanted.pop(peer, None)
+        self._parked.pop(peer, None)
         effects: list[Effect] = list(self._plumtree.link_down(peer, now))
         wanted = self._overlay.wants(peer)
         effects += self._settle(self._swim.link_down(peer, now, wanted=wanted), now)
@@ -247,6 +251,14 @@ class Core:
         """Our key has changed: our record and our last word are signed anew, and told."""
         return self._settle(self._swim.renew(now), now)
 
+    def judge_again(self) -> None:
+        """Whom we trust has changed: verified bundles that still wait here are fetched anew."""
+        for link in self._links.values():
+            self.parked_refused += len(link.parked)
+            link.parked.clear()
+            link.parked_bytes = 0
+        self._parked.clear()
+
     def leave(self, now: float) -> list[Effect]:
         """Tell the cluster that we go. Links stay until the driver closes them."""
         self.leaving = True
@@ -259,7 +271,8 @@ class Core:
             self._plumtree.next_deadline(),
             self._swim.next_deadline(),
             self._overlay.next_deadline(),
-            self._seeds.next_deadline(),
+            # Who leaves looks for nobody any more.
+            None if self.leaving else self._seeds.next_deadline(),
             next(iter(self._unwanted.values()), None),
             self._next_parked(),
         ):
@@ -318,8 +331,8 @@ class Core:
         return self.table.record_of(member_key(peer))
 
     def has_seen(self, bundle: Bundle) -> bool:
-        """Whether all of `bundle` was delivered, refused, or before our time."""
-        return self._plumtree.has_seen(bundle)
+        """Whether all of `bundle` was delivered or refused: whatever is a copy changes nothing."""
+        return self._plumtree.is_settled(bundle)
 
     def differs(self, bundle: Bundle) -> bool:
         """Whether we hold something else under the first sequence number of `bundle`."""
@@ -344,8 +357,10 @@ class Core:
 
     # --- membership drives the overlay ----------------------------------------------------------
 
-    def _settle(self, effects: Iterable[Effect], now: float) -> list[Effect]:
+    def _settle(self, effects: list[Effect], now: float) -> list[Effect]:
         """Let the overlay follow what membership has just learnt."""
+        if not effects:
+            return effects
         out = list(effects)
         for effect in tuple(out):
             match effect:
@@ -401,6 +416,7 @@ class Core:
             return []
         link.parked.append((now + PARKED_S, message))
         link.parked_bytes += size
+        self._parked[peer] = None
         return list(self._swim.want_record(peer, message.bundle.origin, now))
 
     def _release(self, peer: NodeId, link: _LinkState, now: float) -> list[Effect]:
@@ -413,24 +429,30 @@ class Core:
             link.parked_bytes -= len(message.bundle.raw)
             effects += self._on_bundle(peer, message, now)
         link.parked = waiting
+        if not waiting:
+            self._parked.pop(peer, None)
         return effects
 
     def _next_parked(self) -> float | None:
-        heads = [link.parked[0][0] for link in self._links.values() if link.parked]
-        return min(heads) if heads else None
+        if not self._parked:
+            return None
+        return min(self._links[peer].parked[0][0] for peer in self._parked)
 
     def _fire_parked(self, now: float) -> None:
-        for link in self._links.values():
+        for peer in tuple(self._parked):
+            link = self._links[peer]
             while link.parked and link.parked[0][0] <= now:
                 _, message = link.parked.popleft()
                 link.parked_bytes -= len(message.bundle.raw)
                 self.parked_expired += 1
+            if not link.parked:
+                del self._parked[peer]
 
     def _on_bundle(self, peer: NodeId, message: Gossip | Repair, now: float) -> list[Effect]:
         bundle = message.bundle
         if (
             self._judge is not None
-            and not self._plumtree.has_seen(bundle)
+            and not self._plumtree.is_settled(bundle)
             and not self._judge(bundle)
         ):
             # Seen, but neither delivered, held nor forwarded, and not asked for again.

@@ -94,6 +94,7 @@ class Members:
             self._shared = directory.records
             self._shared_buckets = directory.buckets
             self._hashes = list(directory.hashes)
+        self._joined: bytes | None = None
         # Of the shared rows: those that are forgotten here.
         self._dropped: dict[MemberKey, None] = {}
         self._buckets: dict[int, dict[MemberKey, Member]] = {}
@@ -171,6 +172,10 @@ class Members:
         """Whether `record` is past its `valid_until`."""
         return record.valid_until <= self._wall_ms()
 
+    def is_ahead(self, epoch: int) -> bool:
+        """Whether `epoch` lies further ahead of our clock than an honest clock can be wrong."""
+        return epoch > self._wall_ms() + EPOCH_AHEAD_MS
+
     def own_valid_s(self) -> float:
         """How long our own record is still valid, in seconds."""
         return (self._own.record.valid_until - self._wall_ms()) / 1000.0
@@ -186,7 +191,7 @@ class Members:
         """
         if self.is_expired(record):
             return "record expired"
-        if record.epoch > self._wall_ms() + EPOCH_AHEAD_MS:
+        if self.is_ahead(record.epoch):
             return "epoch more than 24 h ahead"
         row = self.get(member_key(record.node_id))
         if row is None:
@@ -257,7 +262,7 @@ class Members:
         self._touch(row.key)
 
     def _touch(self, key: MemberKey) -> None:
-        self._hashes[key[0]] = None
+        self._hashes[key[0]] = self._joined = None
 
     # --- comparing tables -----------------------------------------------------------------------
 
@@ -267,10 +272,14 @@ class Members:
         Tombstones do not count: a newcomer never learns of them, and tables that agree about the
         living are equal.
         """
-        return b"".join(
-            self._hash_of(bucket) if cached is None else cached
-            for bucket, cached in enumerate(self._hashes)
-        )
+        if self._joined is None:
+            self._joined = b"".join(
+                [
+                    self._hash_of(bucket) if cached is None else cached
+                    for bucket, cached in enumerate(self._hashes)
+                ]
+            )
+        return self._joined
 
     def _hash_of(self, bucket: int) -> bytes:
         digest = new_row_hash()

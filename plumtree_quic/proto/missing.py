@@ -165,6 +165,17 @@ class Missing:
         at = bisect_left(gaps, seq, key=_last_of)
         return gaps[at].since if at < len(gaps) and gaps[at].first <= seq else None
 
+    def first_announcer(self, key: StreamKey, seq: int) -> NodeId | None:
+        """Who announced `seq`, which is missing, before all others; not out of a digest."""
+        gaps = self._gaps.get(key)
+        if gaps is None:
+            return None
+        at = bisect_left(gaps, seq, key=_last_of)
+        if at == len(gaps) or gaps[at].first > seq:
+            return None
+        peer, hop = next(iter(gaps[at].announcers.items()), (None, DIGEST))
+        return peer if hop != DIGEST else None
+
     def fill(self, key: StreamKey, first: int, last: int) -> tuple[NodeId, ...]:
         """first .. last has come. Returns who had announced all of it."""
         gaps = self._gaps.get(key)

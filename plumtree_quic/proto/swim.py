@@ -71,6 +71,9 @@ NONCES_MAX = 8
 # in an interval; this is ten times the busiest preset's. What is above is dropped unread.
 PINGS_ANSWERED_PER_S = 100.0
 PINGS_ANSWERED_BURST = 200.0
+# Records of one link that are sent: a table of 10,000 at once, and a tenth of it a second. A guess.
+RECORDS_SERVED_PER_S = 1_000.0
+RECORDS_SERVED_BURST = 10_000.0
 # How long a member that we should be linked with may be without a link, in probe intervals.
 UNLINKED_INTERVALS = 3
 # All links silent for so many probe intervals: it is more likely us (ARCHITECTURE section 4).
@@ -103,8 +106,16 @@ STALE_RECORDS_MAX = 32
 EARLY_MAX = 4_096
 EXPIRY_INTERVAL_S = 60.0
 
+# What hearsay may raise our own incarnation by: at once, and then one at a time. Who was away for
+# as long as a record lives is then no further behind than INCARNATION_STEP_MAX: it believes us.
+REFUTED_BURST = 256.0
+REFUTED_EVERY_S = 2.0
+
 # Refusals of a record that no honest peer passes on; the others are a matter of clocks and room.
-BROKEN_RULES = ("two identities with one key", "incarnation raised too far")
+BROKEN_RULE = "two identities with one key"
+# Whether an incarnation was raised too far depends on what one knew before: of who is honest and
+# passes it on, it says nothing.
+BROKEN_BY_ITSELF = "incarnation raised too far"
 
 _ALIVE, _SUSPECT = MemberState.ALIVE, MemberState.SUSPECT
 _DEAD, _LEFT = MemberState.DEAD, MemberState.LEFT
@@ -123,6 +134,7 @@ class SwimCounters:
     facts_relayed: int = 0
     facts_refused: int = 0
     records_refused: int = 0
+    records_withheld: int = 0
     members_failed: int = 0
     links_failed: int = 0
     late_ms: int = 0
@@ -155,6 +167,25 @@ class _Link:
     compared_at: float = float("-inf")
     ping_tokens: float = PINGS_ANSWERED_BURST
     ping_tokens_at: float = 0.0
+    record_tokens: float = RECORDS_SERVED_BURST
+    record_tokens_at: float = 0.0
+
+    def may_fetch(self, now: float) -> bool:
+        """Whether one more record for this peer is within its rate."""
+        earned = (now - self.record_tokens_at) * RECORDS_SERVED_PER_S
+        self.record_tokens = min(RECORDS_SERVED_BURST, self.record_tokens + earned)
+        self.record_tokens_at = now
+        if self.record_tokens < 1.0:
+            return False
+        self.record_tokens -= 1.0
+        return True
+
+    def next_look(self) -> float:
+        """When it may be time to probe, or to judge the probe: what was fresh puts that off."""
+        if self.waiting_since is not None:
+            return self.due
+        quiet_at = self.fresh_at + self.gap_s
+        return quiet_at if quiet_at > self.due else self.due
 
     def may_ping(self, now: float) -> bool:
         """Whether one more ping of this peer is within its rate."""
@@ -232,6 +263,10 @@ class Swim:
         self._relinked_at = float("-inf")
         self._compare_at: float | None = None
         self._renew_at: float | None = None
+        # What hearsay may still raise our incarnation by, and when a refutation that waits is due.
+        self._refute_tokens = REFUTED_BURST
+        self._refute_tokens_at = 0.0
+        self._refute_at: float | None = None
         self._expire_at: float | None = None
         self._wake_at: float | None = None
         self._left = False
@@ -308,7 +343,7 @@ class Swim:
             case Rows():
                 return self._on_rows(link, message, now)
             case RecordsWanted(keys):
-                return self._on_records_wanted(peer, keys)
+                return self._on_records_wanted(link, keys, now)
             case Records():
                 return self._on_records(link, message, now)
             case _:
@@ -416,6 +451,8 @@ class Swim:
                 effects += self._fire_compare(now)
             if self._renew_at is not None and self._renew_at <= now:
                 effects += self._fire_renew(now)
+            if self._refute_at is not None and self._refute_at <= now:
+                effects += self._refute(self.table.own_row.incarnation, now)
             if self._expire_at is not None and self._expire_at <= now:
                 self._fire_expire(now)
         effects += self._flush(now)
@@ -433,12 +470,12 @@ class Swim:
     def _next_wake(self) -> float | None:
         waits = [min(link.asked.values()) for link in self._links.values() if link.asked]
         if not self._left:
-            waits += [link.due for link in self._links.values()]
+            waits += [link.next_look() for link in self._links.values()]
             waits += [suspicion.deadline for suspicion in self._suspicions.values()]
             waits += self._unlinked.values()
             waits += [
                 when
-                for when in (self._compare_at, self._renew_at, self._expire_at)
+                for when in (self._compare_at, self._renew_at, self._refute_at, self._expire_at)
                 if when is not None
             ]
         return min(waits, default=None)
@@ -683,10 +720,12 @@ class Swim:
             self._pass_on(fact, peer, now)
         if row.state is _ALIVE:
             return self._become_suspect(row, now)
-        suspicion = self._suspicions[row.key]
-        suspicion.confirm(*self._stakes(row))
-        # It may be past already; a wake-up that is, would look like a stall of ours.
-        self._at(max(now, suspicion.deadline))
+        suspicion = self._suspicions.get(row.key)
+        if suspicion is not None:
+            # Who is leaving waits for nobody's end any more.
+            suspicion.confirm(*self._stakes(row))
+            # It may be past already; a wake-up that is, would look like a stall of ours.
+            self._at(max(now, suspicion.deadline))
         return []
 
     def _is_patient(self, key: MemberKey, now: float) -> bool:
@@ -730,16 +769,42 @@ class Swim:
         self._become_dead(row)
         return self._tell(row)
 
-    def _refute(self, incarnation: int, now: float) -> list[Effect]:
-        """Somebody holds us for silent at `incarnation` of this epoch: speak above it."""
+    def _refute(self, incarnation: int, now: float, *, proved: bool = False) -> list[Effect]:
+        """Somebody holds us for silent at `incarnation` of this epoch: speak above it.
+
+        proved: it is an incarnation that we have signed ourselves.
+        """
         own = self.table.own_row
         if self._left or incarnation - own.incarnation > INCARNATION_STEP_MAX:
             return []
+        rise = max(incarnation - own.incarnation, 0) + 1
+        if not proved and not self._may_rise(rise, now):
+            return []
+        self._refute_at = None
         self.counters.refutations += 1
         self.health.refuted(now)
-        self.table.renew(own, self._make_record(max(incarnation, own.incarnation) + 1))
+        self.table.renew(own, self._make_record(own.incarnation + rise))
         self._pass_on(self._speak(_ALIVE), None, now)
         return []
+
+    def _may_rise(self, rise: int, now: float) -> bool:
+        """Whether our incarnation may rise by `rise` now, for somebody says that we are silent.
+
+        It costs an accuser nothing to say so again and again, or of an incarnation that we never
+        had; and those who missed what came between would not believe us any more. An accusation
+        of the incarnation that we have is answered in any case, in time for any suspicion.
+        """
+        every_s = min(REFUTED_EVERY_S, self._config.suspicion_timeout / 3)
+        earned = (now - self._refute_tokens_at) / every_s
+        self._refute_tokens = min(REFUTED_BURST, self._refute_tokens + earned)
+        self._refute_tokens_at = now
+        if self._refute_tokens >= rise:
+            self._refute_tokens -= rise
+            return True
+        if rise == 1 and self._refute_at is None:
+            # A little later than it is earned, so that rounding does not make it wait again.
+            self._refute_at = self._at(now + (1.0 - self._refute_tokens) * every_s + 0.001)
+        return False
 
     def _speak(self, state: MemberState) -> Fact:
         own = self.table.own_row
@@ -834,7 +899,8 @@ class Swim:
     ) -> list[Effect]:
         """A fact of a stranger or of a newer life: its record has to come first."""
         if fact.state is _LEFT:
-            if row is None:
+            if row is None or self.table.is_ahead(fact.epoch):
+                self.counters.facts_refused += row is not None
                 return []
             self._on_left(peer, row, fact, now)
             return self._tell(row)
@@ -923,7 +989,7 @@ class Swim:
         if record.epoch > own.epoch:
             return [Superseded(record.epoch)]
         if record.epoch == own.epoch and record.incarnation > own.incarnation:
-            return self._refute(record.incarnation, now)
+            return self._refute(record.incarnation, now, proved=True)
         return []
 
     def _take_record(
@@ -936,7 +1002,10 @@ class Swim:
         reason = self.table.refusal(record)
         if reason is not None:
             self.counters.records_refused += 1
-            return [Strike(peer, reason)] if reason in BROKEN_RULES else []
+            is_strike = reason == BROKEN_RULE or (
+                reason == BROKEN_BY_ITSELF and peer == record.node_id
+            )
+            return [Strike(peer, reason)] if is_strike else []
         row = self.table.get(key)
         renewed = False
         if row is None:
@@ -1011,14 +1080,21 @@ class Swim:
             keys.append(key)
         return [Send(link.peer, RecordsWanted(tuple(keys)))] if keys else []
 
-    def _on_records_wanted(self, peer: NodeId, keys: tuple[MemberKey, ...]) -> list[Effect]:
+    def _on_records_wanted(
+        self, link: _Link, keys: tuple[MemberKey, ...], now: float
+    ) -> list[Effect]:
         effects: list[Effect] = []
+        peer = link.peer
         records: list[Record] = []
         facts: list[Fact] = []
         size = 0
-        for key in keys[:RECORDS_PER_REQUEST_MAX]:
+        # Each once, whatever a peer repeats; what is above the rate it asks for again.
+        for key in dict.fromkeys(keys[:RECORDS_PER_REQUEST_MAX]):
             row = self.table.get(key)
             if row is None or self.table.is_expired(row.record):
+                continue
+            if not link.may_fetch(now):
+                self.counters.records_withheld += 1
                 continue
             said = [] if row.spoken is None else [row.spoken]
             if row.state in (_SUSPECT, _DEAD):

@@ -18,6 +18,7 @@ __all__ = ["KINDS", "Audit", "SecurityRecord"]
 KINDS: dict[str, str] = {
     "bundle.malformed": "a member signed a bundle whose body does not fit its header",
     "cert.expiring": "our own certificate ends in a week, a day, an hour",
+    "clock.jump": "the wall clock jumped by more than a minute: certificates are judged again",
     "credentials.refused": "new certificate, key, CA or list files are no good; the old ones stay",
     "credentials.revoked": "our own certificate is no good by our own lists or policy",
     "credentials.rotated": "new certificate, key, CA or list files count from now on",

@@ -27,6 +27,7 @@ from plumtree_quic.security.identity import (
     CHAIN_CERTIFICATES_MAX,
     CheckFailed,
     check_chain,
+    check_clock,
     check_key,
     parse_certificates,
     parse_identity,
@@ -509,5 +510,7 @@ def _judge(
     """Steps 4, 5, 8, 9 and 10 of a peer's check, on ourselves."""
     parse_certificates([_der(each) for each in (leaf, *chain)])
     check_key(public_key_of(leaf))
-    check_chain(leaf, chain, anchors, datetime.datetime.now(datetime.UTC))
+    now = datetime.datetime.now(datetime.UTC)
+    check_clock(now)
+    check_chain(leaf, chain, anchors, now)
     return parse_identity(leaf, trust_domain)

@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from plumtree_quic.errors import ConfigError
 from plumtree_quic.ids import NodeId
-from plumtree_quic.security.identity import CHAIN_DEPTH_MAX, Alert, CheckFailed
+from plumtree_quic.security.identity import CHAIN_DEPTH_MAX, CLOCK_IS_WRONG, Alert, CheckFailed
 
 __all__ = ["NEW_CERT", "describe_key", "explain", "extension_of", "public_key_of", "uris_of"]
 
@@ -44,7 +44,7 @@ def explain(
     if failed.step == _STEP_KEY:
         text = _about_key(failed, leaf, chain)
     elif failed.step == _STEP_DATES:
-        text = _about_dates(leaf)
+        text = _about_dates(failed, leaf)
     elif failed.step == _STEP_IDENTITY or extension_of(leaf, x509.SubjectAlternativeName) is None:
         text = _about_identity(leaf)  # the chain verifier wants a subjectAltName, too
     elif failed.alert == Alert.UNKNOWN_CA:
@@ -85,8 +85,13 @@ def describe_key(public_key: object) -> str:
     return type(public_key).__name__.removesuffix("PublicKey")
 
 
-def _about_dates(leaf: x509.Certificate) -> str:
+def _about_dates(failed: CheckFailed, leaf: x509.Certificate) -> str:
     now = datetime.datetime.now(datetime.UTC)
+    if failed.reason == CLOCK_IS_WRONG:
+        return (
+            f"cannot be judged: this machine's clock says {_utc(now)}, which is before this "
+            "release was made; correct the clock"
+        )
     fix = f"this machine's clock says {_utc(now)}: correct the clock, or {NEW_CERT}"
     if now < leaf.not_valid_before_utc:
         return f"is not valid before {_utc(leaf.not_valid_before_utc)}; {fix}"

@@ -201,6 +201,8 @@ class Gate:
         self._differs = differs
         self._policy: Policy | None = None
         self._links: dict[NodeId, _Link] = {}
+        # Those on which something waits.
+        self._waiting: dict[NodeId, None] = {}
         self._facts: OrderedDict[bytes, None] = OrderedDict()
         self.counters = GateCounters()
 
@@ -209,10 +211,12 @@ class Gate:
     def link_up(self, peer: NodeId, now: float) -> None:
         """A link to `peer` is greeted."""
         self._links[peer] = _Link(tokens_at=now)
+        self._waiting.pop(peer, None)
 
     def link_down(self, peer: NodeId) -> None:
         """The last link to `peer` is gone, and what waited for its certificates with it."""
         self._links.pop(peer, None)
+        self._waiting.pop(peer, None)
 
     def check_hello(self, own: NodeId, hello: Hello, now: float) -> tuple[Hello, Verdict]:
         """Judge the record in a hello; whose it is, the endpoint has compared.
@@ -257,15 +261,19 @@ class Gate:
 
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""
-        heads = [link.waiting[0].until for link in self._links.values() if link.waiting]
-        return min(heads, default=None)
+        if not self._waiting:
+            return None
+        return min(self._links[peer].waiting[0].until for peer in self._waiting)
 
     def advance(self, now: float) -> None:
         """Give up on what has waited too long: it is announced again, or told again."""
-        for link in self._links.values():
+        for peer in tuple(self._waiting):
+            link = self._links[peer]
             while link.waiting and link.waiting[0].until <= now:
                 link.waiting_bytes -= link.waiting.popleft().size
                 self.counters.gate_wait_expired += 1
+            if not link.waiting:
+                del self._waiting[peer]
 
     def use_policy(self, policy: Policy) -> None:
         """Who may join and relay from now on; without a policy, everybody."""
@@ -378,6 +386,7 @@ class Gate:
         self.counters.gate_waited += 1
         link.waiting.append(_Waiting(now + WAITING_S, message, frozenset(key_ids), size))
         link.waiting_bytes += size
+        self._waiting[peer] = None
         for key_id in [key for key, until in link.asked.items() if until <= now]:
             del link.asked[key_id]
         unasked = [key for key in sorted(key_ids) if key not in link.asked]
@@ -431,10 +440,12 @@ class Gate:
             return
         waiting, link.waiting = link.waiting, deque()
         link.waiting_bytes = 0
+        self._waiting.pop(peer, None)
         for entry in waiting:
             if any(self._verifier.chain(key_id) is None for key_id in entry.key_ids):
                 link.waiting.append(entry)
                 link.waiting_bytes += entry.size
+                self._waiting[peer] = None
                 continue
             freed = self.admit(peer, entry.message, now)
             out.messages += freed.messages

@@ -26,11 +26,13 @@ __all__ = [
     "CHAIN_CERTIFICATES_MAX",
     "CHAIN_DEPTH_MAX",
     "CHECKS",
+    "CLOCK_IS_WRONG",
     "OWN_IDENTITY",
     "Alert",
     "Check",
     "CheckFailed",
     "check_chain",
+    "check_clock",
     "check_issuer_keys",
     "check_key",
     "check_meant",
@@ -49,6 +51,11 @@ RSA_EXPONENT_MAX = 1 << 32
 much, and whoever asks for a certificate chooses it."""
 OWN_IDENTITY = "that is our own identity"
 """Reason of step 12 when a peer shows our own NodeId: a dial to ourselves, or a copied key."""
+
+CLOCK_IS_WRONG = "our own clock is wrong"
+"""Reason of step 8 when it is our clock that cannot be: no certificate is judged by it."""
+CLOCK_FLOOR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+"""Before this release was made no node can have run: a clock that says so lost its time."""
 
 # A clock that is a little behind its CA's must not refuse a fresh certificate.
 NOT_BEFORE_GRACE = datetime.timedelta(seconds=60)
@@ -92,7 +99,11 @@ CHECKS: tuple[Check, ...] = (
     Check(7, "the peer holds the private key", "the peer's key does not match its certificate"),
     Check(8, "validity dates", "issue a new certificate, or set the clock"),
     Check(9, "chain to our CA, and usages", "issue it from the same CA, with both usages"),
-    Check(10, "exactly one identity in our trust domain", "one URI SAN spiffe://DOMAIN/PATH"),
+    Check(
+        10,
+        "exactly one identity in our trust domain",
+        "issue it with one URI, spiffe://OUR-DOMAIN/PATH",
+    ),
     Check(11, "not revoked", "issue a new certificate"),
     Check(12, "identity is the one meant, and admitted", "dial the right address, or admit it"),
     Check(13, "handshake finished with an identity", "is this a plumtree-quic node?"),
@@ -179,6 +190,16 @@ def check_issuer_keys(chain: Sequence[x509.Certificate]) -> None:
         raise CheckFailed(
             5, Alert.UNSUPPORTED_CERTIFICATE, "issuer key type or size", _describe(key)
         )
+
+
+def check_clock(now: datetime.datetime) -> None:
+    """Step 8, before the dates: a clock that was set back would make old certificates good again.
+
+    Raises:
+        CheckFailed: with CLOCK_IS_WRONG as reason when `now` is before CLOCK_FLOOR.
+    """
+    if now < CLOCK_FLOOR:
+        raise CheckFailed(8, Alert.CERTIFICATE_EXPIRED, CLOCK_IS_WRONG)
 
 
 def check_chain(

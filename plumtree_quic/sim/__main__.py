@@ -6,10 +6,12 @@ a bound, at whose end all who live must agree and have everything (as TigerBeetl
 """
 
 import argparse
+import concurrent.futures
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
 import attrs
@@ -127,12 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the (first) seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many, one after the other")
     parser.add_argument("--minutes", type=float, help="as many as begin within this time instead")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with seeds of its own")
     options = parser.parse_args(arguments)
-    outcomes: Iterator[Outcome]
+    seeds: Iterable[int]
     if options.minutes is None:
-        outcomes = map(weather_a_storm, range(options.seed, options.seed + options.seeds))
+        seeds = range(options.seed, options.seed + options.seeds)
     else:
-        outcomes = _for_minutes(options.minutes, options.seed)
+        seeds = _for_minutes(options.minutes, options.seed)
+    outcomes = _swarm(seeds, options.jobs)
     single = options.minutes is None and options.seeds == 1
     count = failed = deliveries = 0
     for outcome in outcomes:
@@ -151,11 +155,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _for_minutes(minutes: float, seed: int) -> Iterator[Outcome]:
+def _for_minutes(minutes: float, seed: int) -> Iterator[int]:
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
-        yield weather_a_storm(seed)
+        yield seed
         seed += 1
+
+
+def _swarm(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
+    """The outcomes in order of their seeds; a seed is taken when a process is free for it."""
+    if jobs <= 1:
+        yield from map(weather_a_storm, seeds)
+        return
+    with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
+        running: deque[concurrent.futures.Future[Outcome]] = deque()
+        for seed in seeds:
+            running.append(pool.submit(weather_a_storm, seed))
+            if len(running) > jobs:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 if __name__ == "__main__":

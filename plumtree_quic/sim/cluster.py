@@ -246,9 +246,8 @@ class Host:
             self._perform(self.core.receive(end.peer, each, now))
 
     def fresh(self, end: End) -> None:
-        """Acknowledgements advanced."""
-        if self._hear(end, self.cluster.time.now):
-            self._arm()
+        """Acknowledgements advanced. That puts off what is due; the timer finds out by itself."""
+        self._hear(end, self.cluster.time.now)
 
     def writable(self, end: End) -> None:
         """The gossip lane has room again."""
@@ -326,15 +325,19 @@ class Host:
     # --- time -----------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        due = (self.core.next_deadline(), self.gate.next_deadline())
-        deadline = min((each for each in due if each is not None), default=None)
-        if deadline is None:
+        deadline = self.core.next_deadline()
+        waiting = self.gate.next_deadline()
+        if waiting is not None and (deadline is None or waiting < deadline):
+            deadline = waiting
+        if deadline is None or (self._timer is not None and deadline >= self._timer):
             return
         time = self.cluster.time
-        deadline = max(deadline, time.now)
-        if self._timer is None or deadline < self._timer:
-            self._timer = deadline
-            time.at(deadline, self._fire, deadline)
+        if deadline < time.now:
+            deadline = time.now
+            if deadline == self._timer:
+                return
+        self._timer = deadline
+        time.at(deadline, self._fire, deadline)
 
     def _fire(self, deadline: float) -> None:
         if not self.alive or self._timer != deadline:
@@ -358,12 +361,13 @@ class Host:
         if self.alive:
             self._arm()
 
-    def _hear(self, end: End, now: float) -> bool:
+    def _hear(self, end: End, now: float) -> None:
         if now - end.reported_at < HEARD_EVERY_S or not end.up:
-            return False
+            return
         end.reported_at = now
-        self._perform(self.core.heard(end.peer, now, end.rtt_s, 3 * end.pto_s))
-        return True
+        effects = self.core.heard(end.peer, now, end.rtt_s, 3 * end.pto_s)
+        if effects:
+            self._perform(effects)
 
     def _check_later(self) -> None:
         if not self._checking and self.life.due:
@@ -589,7 +593,7 @@ class Cluster:
         self.network = Network(self.time, f"{seed} network", weather, self.journal.on_frame)
         self.hosts: dict[str, Host] = {}
         self.identities: dict[str, None] = {}
-        self.links_changed_at = START_S
+        self.began = self.links_changed_at = START_S
         self.authority = Authority(seed)
         self.liars = self.journal.liars
         self.time.after(WATCH_EVERY_S, self._watch)
@@ -661,6 +665,8 @@ class Cluster:
         """SIGKILL."""
         host = self.hosts.pop(name)
         self.journal.crashes.append((self.time.now, host.life))
+        if self.journal.tell is not None:
+            self.journal.tell(f"{self.time.now:.6f} {name} is killed")
         host.die()
 
     def superseded(self, host: Host) -> None:
@@ -792,7 +798,7 @@ class Cluster:
                     return
                 self.crash(name)
                 if blow.seconds:
-                    self.time.after(blow.seconds, self._restart, name)
+                    self.time.after(blow.seconds, self.restart, name)
             case "pause":
                 host = self.hosts.get(blow.names[0])
                 if host is not None and host.awake():
@@ -808,7 +814,8 @@ class Cluster:
                 assert blow.weather is not None
                 self.network.weather = blow.weather
 
-    def _restart(self, name: str) -> None:
+    def restart(self, name: str) -> None:
+        """Start a node that is not running again; it knows three others."""
         if name not in self.hosts:
             self.start(name, *[each for each in self.identities if each != name][:3])
 

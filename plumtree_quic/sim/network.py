@@ -114,6 +114,7 @@ class End:
         owner, peer: the node at this end, and who is at the other.
         up: whether this end still holds the link.
         other: the other end.
+        mark: the owner, as the journal's trace has it.
         told: bundles that were pushed or announced here, either way; the journal keeps it.
         digests: digests that came in.
     """
@@ -131,6 +132,7 @@ class End:
         self.told: set[int] = set()
         self.digests: list[Digest] = []
         self.network = link.network
+        self.mark = owner.id.encode()
         self._encoder = wire.LinkEncoder()
         self._decoder = wire.LinkDecoder()
         self._lanes = tuple(_Lane(lane) for lane in Lane)

@@ -14,7 +14,7 @@ moment a rule is broken. The rules (names as in the tests):
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from struct import pack
 
 import attrs
@@ -41,7 +41,7 @@ from plumtree_quic.proto.effects import (
 )
 from plumtree_quic.sim.network import End
 
-__all__ = ["Detection", "Journal", "Life", "Report", "Violation"]
+__all__ = ["Detection", "Journal", "Life", "Report", "Story", "Violation"]
 
 TOLD_SLACK_S = 0.001
 _MEMBER_FACTS = (MemberJoined, MemberUpdated, MemberSuspected, MemberFailed, MemberLeft)
@@ -70,7 +70,11 @@ class Life:
 
 
 @attrs.define(eq=False)
-class _Published:
+class Story:
+    """What became of one bundle. at: when it was broadcast. hop: the most links that a delivered
+    copy crossed. copies: that arrived anywhere. latencies: of each delivery, seconds.
+    """
+
     bundle: Bundle
     life: Life
     at: float
@@ -145,7 +149,7 @@ class Journal:
 
     def __init__(self, ihave_interval_s: float) -> None:
         self._interval_s = ihave_interval_s + TOLD_SLACK_S
-        self._published: list[_Published] = []
+        self._published: list[Story] = []
         self._streams: dict[tuple[MemberKey, int], dict[int, int]] = {}
         self._hash = hashlib.blake2b(digest_size=16)
         self.frames = 0
@@ -155,6 +159,8 @@ class Journal:
         self.crashes: list[tuple[float, Life]] = []
         # Nodes that tell lies on purpose: what they say, and owe, is no violation of ours.
         self.liars: set[NodeId] = set()
+        # Told in words what happens, for a trace that people read; None: nobody reads.
+        self.tell: Callable[[str], None] | None = None
 
     # --- what the network carries ---------------------------------------------------------------
 
@@ -163,11 +169,8 @@ class Journal:
     ) -> None:
         """A frame or a datagram arrives."""
         self.frames += 1
-        note = self._hash.update
-        note(pack("!dbI", now, -1 if lane is None else lane, len(body)))
-        note(source.owner.id.encode())
-        note(target.owner.id.encode())
-        note(body)
+        head = pack("!dbI", now, -1 if lane is None else lane, len(body))
+        self._hash.update(b"".join((head, source.mark, target.mark, body)))
 
     def on_sent(self, end: End, message: Message) -> None:
         """A node tells the other end of a link something."""
@@ -206,9 +209,11 @@ class Journal:
     def on_published(self, life: Life, bundle: Bundle, links: tuple[End, ...], now: float) -> None:
         """An origin broadcasts."""
         index = len(self._published)
-        self._published.append(_Published(bundle, life, now))
+        self._published.append(Story(bundle, life, now))
         self._streams.setdefault((bundle.origin, bundle.epoch), {})[bundle.first] = index
         life.due.append((now + self._interval_s, index, links))
+        if self.tell is not None:
+            self.tell(f"{now:.6f} {life.name} broadcasts {_show(self._published[index])}")
 
     def on_delivered(self, life: Life, effect: Deliver, links: tuple[End, ...], now: float) -> None:
         """A bundle is handed to an application."""
@@ -223,10 +228,17 @@ class Journal:
         item.hop = max(item.hop, effect.hop)
         item.latencies.append(now - item.at)
         self._hash.update(pack("!dIB", now, index, effect.hop))
+        if self.tell is not None:
+            self.tell(
+                f"{now:.6f} {life.name} has {_show(item)} by {effect.peer.name}, "
+                f"hop {effect.hop}, after {1e3 * (now - item.at):.3f} ms"
+            )
 
     def on_fact(self, life: Life, effect: Effect, now: float) -> None:
         """A core has learnt or done something."""
         self.counts[type(effect).__name__] += 1
+        if self.tell is not None:
+            self.tell(f"{now:.6f} {life.name} {describe(effect)}")
         if isinstance(effect, _MEMBER_FACTS):
             self.facts.append((now, life, effect))
             self._hash.update(f"{now:.9f} {life.name} {effect!r}".encode())
@@ -253,7 +265,7 @@ class Journal:
             raise Violation(f"S5: incarnation of {life.name} fell to {incarnation}")
         life.incarnation = incarnation
 
-    def _find(self, bundle: Bundle, what: str) -> _Published:
+    def _find(self, bundle: Bundle, what: str) -> Story:
         index = self._streams.get((bundle.origin, bundle.epoch), {}).get(bundle.first)
         if index is None or self._published[index].bundle.raw != bundle.raw:
             raise Violation(f"S2: {bundle} {what} and was never broadcast")
@@ -265,6 +277,14 @@ class Journal:
         """How many bundles were broadcast so far: where a phase begins, for `report`."""
         return len(self._published)
 
+    def story_of(self, bundle: Bundle) -> Story:
+        """What became of `bundle` so far."""
+        return self._find(bundle, "is asked for")
+
+    def latencies(self, since: int = 0) -> list[float]:
+        """Of each delivery of the bundles from number `since` on, in seconds."""
+        return [each for item in self._published[since:] for each in item.latencies]
+
     def missing(self, since: int = 0) -> list[tuple[Life, Bundle]]:
         """L2: what is due and was not delivered, of the bundles from number `since` on."""
         return [
@@ -275,7 +295,7 @@ class Journal:
             if index not in life.delivered
         ]
 
-    def _due(self, life: Life, since: int) -> Iterable[tuple[int, _Published]]:
+    def _due(self, life: Life, since: int) -> Iterable[tuple[int, Story]]:
         if life.linked_at is None:
             return
         for index in range(since, len(self._published)):
@@ -355,7 +375,7 @@ def _last(learnt: dict[int, float], witnesses: list[Life]) -> float | None:
     return max((learnt[id(life)] for life in witnesses), default=None)
 
 
-def _rmr(items: Sequence[_Published]) -> float:
+def _rmr(items: Sequence[Story]) -> float:
     needed = sum(len(item.latencies) * item.bundle.count for item in items)
     copies = sum(item.copies * item.bundle.count for item in items)
     return copies / needed - 1 if needed else 0.0
@@ -375,7 +395,14 @@ def _covered(digests: Iterable[Digest], bundle: Bundle) -> bool:
     )
 
 
-def _show(item: _Published) -> str:
+def describe(effect: Effect) -> str:
+    """A fact in a few words: its kind, and whom it is about."""
+    about = getattr(effect, "record", effect)
+    who = getattr(about, "node_id", None) or getattr(effect, "peer", None)
+    return type(effect).__name__ + (f" {who.name}" if isinstance(who, NodeId) else "")
+
+
+def _show(item: Story) -> str:
     bundle = item.bundle
     return f"{item.life.name}/{bundle.epoch}/{bundle.first}..{bundle.last}"
 

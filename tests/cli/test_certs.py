@@ -256,6 +256,39 @@ def test_inspect_takes_another_ca_and_a_trust_domain(tmp_path, capsys):
     assert run([*call, "--ca", str(tmp_path / "right.crt"), "--trust-domain", "prod"]) == 1
 
 
+def test_inspect_without_a_ca_refuses_what_no_ca_could_save(tmp_path, capsys):
+    pki = Pki("test")
+    for number, wrong in enumerate(
+        ({"not_after": utc(seconds=-1)}, {"eku": None}, {"uris": ("http://a",)}, {})
+    ):
+        path, _ = pki.node("a", **wrong).write(tmp_path, f"a{number}")
+        assert run(["certs", "inspect", str(path)]) == (1 if wrong else 0)
+        text = capsys.readouterr().out
+        assert ("REFUSED" in text) == bool(wrong)
+        assert ("name the CA with --ca FILE" in text) != bool(wrong)
+
+
+def test_inspect_says_what_is_revoked(out, tmp_path, capsys):
+    run(["certs", "--out", str(out), "a", "b"])
+    run(["certs", "revoke", "--out", str(out), "a"])
+    capsys.readouterr()
+    assert run(["certs", "inspect", str(out / "b.crt")]) == 0
+    assert "accepted by every node" in capsys.readouterr().out
+    assert run(["certs", "inspect", str(out / "a.crt")]) == 1
+    text = capsys.readouterr().out
+    assert "REFUSED at step 11" in text
+    assert f"--crl {out / 'ca.crl'}" in text
+    # Another list than the one beside the CA; one that says nothing of use is told.
+    (tmp_path / "other.crl").write_bytes((out / "ca.crl").read_bytes())
+    (out / "ca.crl").write_bytes(b"nonsense")
+    assert run(["certs", "inspect", str(out / "a.crt")]) == 0
+    assert "is no certificate revocation list" in capsys.readouterr().out
+    call = ["certs", "inspect", str(out / "a.crt"), "--crl"]
+    assert run([*call, str(tmp_path / "other.crl")]) == 1
+    assert run([*call, str(tmp_path / "nowhere.crl")]) == 1
+    assert "nowhere.crl" in one_line(capsys.readouterr().err)
+
+
 def test_inspect_escapes_what_a_certificate_says_to_the_terminal(tmp_path, capsys):
     pki = Pki("test")
     path, _ = pki.node("\x1b[31mred", uris=("spiffe://test/\x1b[2J",)).write(tmp_path, "a")

@@ -13,6 +13,7 @@ import pytest
 from plumtree_quic.cli import control
 from plumtree_quic.cli.main import run
 from tests.rigs.pki import Pki
+from tests.rigs.waiting import ASIDE, WAIT_S
 
 PROGRAM = [sys.executable, "-m", "plumtree_quic"]
 
@@ -31,8 +32,8 @@ class Terminal:
         os.set_blocking(self.process.stdout.fileno(), False)
         self.text = ""
 
-    def until(self, expected, timeout=20.0):
-        deadline = time.monotonic() + timeout
+    def until(self, expected):
+        deadline = time.monotonic() + WAIT_S
         while expected not in self.text:
             remaining = deadline - time.monotonic()
             assert remaining > 0, f"{expected!r} never came; got:\n{self.text}"
@@ -53,7 +54,7 @@ class Terminal:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(15)
+            code = self.process.wait(WAIT_S)
         finally:
             self.process.stdin.close()
             self.text += (self.process.stdout.read() or b"").decode()
@@ -119,7 +120,7 @@ def test_three_terminals_are_a_chat(files):
 
 
 def test_a_line_before_the_first_seed_answered_waits_for_it(files):
-    with terminal("node", "--listen", "127.0.0.1:0", *identity(files, "b")) as probe:
+    with terminal("node", "--listen", f"{ASIDE}:0", *identity(files, "b")) as probe:
         free = address_of(probe)
     with terminal(
         "node", "--listen", "127.0.0.1:0", "--stdin", "--seed", free, *identity(files, "a")
@@ -138,13 +139,13 @@ def test_a_pipe_is_sent_to_its_last_byte_and_too_long_a_line_is_told(files):
             lines = [f"line {number}" for number in range(3000)]
             b.process.stdin.write(b"x" * 300_000 + b"\n" + "\n".join(lines).encode())
             b.process.stdin.close()
-            b.until("not sent: payload of")
+            assert "raise the limit" not in b.until("(65536); split it")
             a.until("b: line 2999")
             assert [line for line in a.text.splitlines() if line.startswith("b: ")] == [
                 f"b: {line}" for line in lines
             ]
             b.process.send_signal(signal.SIGTERM)
-            assert b.process.wait(15) == 0
+            assert b.process.wait(WAIT_S) == 0
             b.process.stdout.close()
 
 
@@ -152,7 +153,7 @@ def test_a_node_that_takes_no_more_lines_says_so_once(files):
     state = ("--state-dir", str(files / "s"))
     with terminal("node", "--listen", "127.0.0.1:0", "--stdin", *state, *identity(files, "a")) as a:
         address_of(a)
-        subprocess.run([*PROGRAM, "drain", *state], check=True, timeout=30)
+        subprocess.run([*PROGRAM, "drain", *state], check=True, timeout=WAIT_S)
         a.process.stdin.write(b"line\n" * 1000)
         a.process.stdin.flush()
         a.until("no more lines are sent: the node is draining")
@@ -171,13 +172,13 @@ def test_publish_subscribe_and_status_through_the_socket(files):
             b.until("node/a is here")
             a.until("node/b is here")
             with terminal("subscribe", "--count", "1", "--state-dir", str(files / "sb")) as reader:
-                deadline = time.monotonic() + 15
+                deadline = time.monotonic() + WAIT_S
                 while reader.process.poll() is None and time.monotonic() < deadline:
                     subprocess.run(
                         [*PROGRAM, "publish", "--state-dir", str(files / "sa"), "one coffee"],
                         check=True,
                         stdout=subprocess.DEVNULL,
-                        timeout=30,
+                        timeout=WAIT_S,
                     )
                 reader.until("one coffee")
             b.until("a: one coffee")
@@ -186,15 +187,15 @@ def test_publish_subscribe_and_status_through_the_socket(files):
                 capture_output=True,
                 text=True,
                 check=True,
-                timeout=30,
+                timeout=WAIT_S,
                 env={**os.environ, "COLUMNS": "160"},
             ).stdout
             assert "health: healthy" in status or "health: degraded" in status
             assert "spiffe://test/node/b" in status
             subprocess.run(
-                [*PROGRAM, "leave", "--state-dir", str(files / "sb")], check=True, timeout=30
+                [*PROGRAM, "leave", "--state-dir", str(files / "sb")], check=True, timeout=WAIT_S
             )
-            assert b.process.wait(15) == 0
+            assert b.process.wait(WAIT_S) == 0
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def refused(*arguments, env=None):
         [*PROGRAM, *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=WAIT_S,
         env={**os.environ, **(env or {})},
         check=False,
     )
@@ -308,18 +309,41 @@ def test_a_seed_that_nobody_could_dial_is_refused_at_once(files, seed):
         ((), {"PLUMTREE_LISTEN": "127.0.0.1"}, "PLUMTREE_LISTEN: '127.0.0.1'"),
         (("--listen", "127.0.0.1:0", "--seed", "x"), {}, "--seed: 'x'"),
         (("--listen", "127.0.0.1:0"), {"PLUMTREE_SEEDS": "a:1,x"}, "PLUMTREE_SEEDS: 'x'"),
+        (("--advertise", "a:x"), {}, "--advertise: 'a:x'"),
+        ((), {"PLUMTREE_ADVERTISE_ADDR": "a:x"}, "PLUMTREE_ADVERTISE_ADDR: 'a:x'"),
     ],
-    ids=["listen_flag", "listen_variable", "seed_flag", "seed_variable"],
+    ids=[
+        "listen_flag",
+        "listen_variable",
+        "seed_flag",
+        "seed_variable",
+        "advertise_flag",
+        "advertise_variable",
+    ],
 )
 def test_a_bad_address_says_where_it_stands(files, arguments, env, place):
     text = refused("node", *arguments, *identity(files, "a"), env=env)
     assert text.startswith(f"error: {place} is not host:port")
 
 
+@pytest.mark.parametrize("listen", [(), ("--listen", ":7946"), ("--listen", "0.0.0.0:0")])
+def test_an_address_that_nobody_can_dial_names_the_flags(files, listen):
+    text = refused("node", *listen, *identity(files, "a"))
+    assert "takes every interface" in text
+    assert "--advertise" in text
+
+
+def test_a_topic_that_is_too_long_is_refused_before_the_node_starts(files):
+    text = refused("node", "--listen", "127.0.0.1:0", "--topic", "x" * 256, *identity(files, "a"))
+    assert text.startswith("error: --topic 'xxx")
+    assert "255 bytes" in text
+
+
 @pytest.mark.parametrize("field", ["eager_fanuot=3", "eager_fanout=many", "sync.sync_interval=x"])
 def test_a_bad_set_names_the_flag_and_not_only_a_variable(files, field):
     text = refused("node", "--listen", "127.0.0.1:0", "--set", field, *identity(files, "a"))
     assert text.startswith(f"error: --set {field!r}: ")
+    assert "PLUMTREE_" not in text
 
 
 def test_fields_that_are_set_are_judged_together(files):
@@ -360,7 +384,7 @@ def test_a_node_that_is_told_to_end_leaves_and_is_not_missed(files, number):
             b.until("node/a is here")
             b.process.stdout.close()  # nobody reads any more, as when a terminal closes
             b.process.send_signal(number)
-            assert b.process.wait(15) == 0
+            assert b.process.wait(WAIT_S) == 0
             b.process.stdin.close()
         a.until("node/b left")
 
@@ -373,7 +397,7 @@ def test_a_message_from_a_pipe_that_never_ends_is_refused(files):
         with open("/dev/zero", "rb") as endless:
             done = subprocess.run(
                 [*PROGRAM, "publish", "--state-dir", str(files / "s")],
-                stdin=endless, capture_output=True, text=True, timeout=30, check=False,
+                stdin=endless, capture_output=True, text=True, timeout=WAIT_S, check=False,
             )  # fmt: skip
         assert done.returncode == 1
         assert "65,536" in done.stderr
@@ -381,6 +405,85 @@ def test_a_message_from_a_pipe_that_never_ends_is_refused(files):
 
 def test_no_node_behind_the_socket(files):
     assert "no node answers" in refused("status", "--state-dir", str(files))
+
+
+@contextlib.contextmanager
+def ended(process):
+    """`process`, ended whatever comes, its pipes closed."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def through_a_shell(redirection, *arguments):
+    """The command as a shell starts it with that redirection."""
+    return ["sh", "-c", f'exec "$@" {redirection}', "sh", *PROGRAM, *arguments]
+
+
+@pytest.mark.parametrize("flags", [(), ("--stdin",), ("--print",)])
+def test_a_node_whose_standard_input_is_closed_runs_like_any_other(files, flags):
+    state = ("--state-dir", str(files / "s"))
+    process = subprocess.Popen(
+        through_a_shell("<&-", "node", "--listen", "127.0.0.1:0", *flags, *state,
+                        *identity(files, "a")),
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with ended(process):
+        assert "listens on" in process.stderr.readline()
+        subprocess.run([*PROGRAM, "leave", *state], check=True, timeout=30)
+        text = process.communicate(timeout=15)[1]
+    assert process.returncode == 0
+    assert text.endswith("leaving\n")
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_without_standard_streams_raises_nothing(files, redirection):
+    done = subprocess.run(
+        through_a_shell(redirection, "status", "--state-dir", str(files)),
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_standard_input_that_cannot_be_read_is_told_and_the_node_stays_up(files):
+    unreadable = os.open(os.devnull, os.O_WRONLY)
+    process = subprocess.Popen(
+        [*PROGRAM, "node", "--listen", "127.0.0.1:0", "--stdin", *identity(files, "a")],
+        stdin=unreadable, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(unreadable)
+    with ended(process):
+        told = "standard input cannot be read: Bad file descriptor"
+        assert any(told in line for line in process.stderr)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        text = process.communicate(timeout=15)[1]
+    assert text.endswith("leaving\n")
+    assert "Traceback" not in text
+
+
+def test_a_standard_output_that_is_full_is_told_and_ends_the_node(files):
+    state = ("--state-dir", str(files / "s"))
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [*PROGRAM, "node", "--listen", "127.0.0.1:0", "--print", *state,
+             *identity(files, "a")],
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    with ended(process):
+        address = process.stderr.readline().split()[-1]
+        with terminal(
+            "node", "--listen", "127.0.0.1:0", "--stdin", "--seed", address, *identity(files, "b")
+        ) as b:
+            b.until("node/a is here")
+            b.type("one")
+            text = process.communicate(timeout=15)[1]
+    assert "error: standard output cannot be written: No space left on device" in text
+    assert "Traceback" not in text
 
 
 def test_a_node_whose_standard_output_is_closed_leaves(files):
@@ -403,7 +506,7 @@ def test_a_node_whose_standard_output_is_closed_leaves(files):
                 b.until("node/c is here")
                 reader.stdout.close()
                 b.type("nobody reads this")
-                assert reader.wait(20) == 0
+                assert reader.wait(WAIT_S) == 0
             finally:
                 if reader.poll() is None:
                     reader.kill()

@@ -1,12 +1,47 @@
-"""What ends a cluster's processes, without any process."""
+"""`plumtree-quic cluster` without any process: what ends them, what it says, how it exits."""
 
 import asyncio
+import json
 import os
 import signal
+from collections import Counter
 
 import pytest
+from click.testing import CliRunner
 
-from plumtree_quic.cli.cluster import Swarm, swarm
+from plumtree_quic.cli import cluster as cluster_module
+from plumtree_quic.cli.cluster import Swarm, cluster, percentile_ms, swarm
+from plumtree_quic.cli.worker import bucket_of
+
+RESULT = {
+    "nodes": 2, "messages": 10, "size_bytes": 1024, "publishers": 1, "delivered": 10,
+    "expected": 10, "lost": 0, "duplicates": 0, "elapsed_s": 1.0, "deliveries_per_s": 10.0,
+    "cpu_s_total": 1.0, "cpu_s_startup": 1.0, "deliveries_per_cpu_s": 10.0,
+    "latency_ms": {"p50": 1.0, "p99": 2.0, "max": 3.0}, "rmr": 0.0, "rmr_total": 0.1,
+    "rss_mb_max": 50.0, "startup_s": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({}, 0),
+        ({"delivered": 9, "lost": 1}, 1),
+        ({"delivered": 11, "lost": -1}, 1),
+        ({"duplicates": 1}, 1),
+    ],
+)
+def test_it_exits_with_1_unless_all_was_delivered_once(monkeypatch, arguments, changes, code):
+    async def run(nodes, run, preset):
+        return RESULT | changes
+
+    monkeypatch.setattr(cluster_module, "_cluster", run)
+    done = CliRunner().invoke(cluster, arguments)
+    assert done.exit_code == code
+    if arguments:
+        (line,) = done.stdout.splitlines()
+        assert json.loads(line) == RESULT | changes
 
 
 async def test_a_second_sigterm_does_not_cut_the_cleaning_up_short(monkeypatch):
@@ -31,3 +66,10 @@ async def test_a_second_sigterm_does_not_cut_the_cleaning_up_short(monkeypatch):
     assert ended.value.code == 128 + signal.SIGTERM
     assert closed == made
     assert not made[0].directory.exists()
+
+
+def test_no_percentile_is_above_the_longest_latency():
+    longest_s = 0.2054  # its bucket's middle is 0.2055
+    latencies = Counter([bucket_of(0.009), bucket_of(longest_s)])
+    assert percentile_ms(latencies, 0.99, longest_s) == 205.4
+    assert percentile_ms(latencies, 0.50, longest_s) == pytest.approx(9, rel=0.01)

@@ -19,7 +19,7 @@ def run_cluster(*arguments):
         [sys.executable, "-m", "plumtree_quic", "cluster", "--json", *arguments],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-500:]

@@ -10,6 +10,7 @@ import sys
 
 from plumtree_quic.cli.cluster import Run, measure, swarm
 from tests.rigs.relay import Faults, Relay, free_port
+from tests.rigs.waiting import ASIDE, WAIT_S
 
 NO_PROGRESS = lambda delivered, expected, redundancy: None  # noqa: E731
 NODES = 4
@@ -18,10 +19,10 @@ NODES = 4
 @contextlib.asynccontextmanager
 async def relayed(*, seed, preset="default", faults=None, nodes=NODES):
     """(swarm, relay): nodes that reach one another through the relay alone, and have converged."""
-    async with Relay(seed=seed, faults=faults, life_s=110.0) as relay, swarm(preset) as made:
+    async with Relay(seed=seed, faults=faults, life_s=280.0) as relay, swarm(preset) as made:
         addresses = []
         for number in range(nodes):
-            real = f"127.0.0.1:{free_port()}"
+            real = f"{ASIDE}:{free_port(ASIDE)}"
             addresses.append(relay.add(f"n{number}", real))
             await made.spawn(f"n{number}", listen=real, advertise=addresses[-1])
         for worker in made.workers:
@@ -80,7 +81,7 @@ async def test_the_relay_runs_in_a_process_of_its_own():
         "-m",
         "tests.rigs.relay",
         "--life",
-        "20",
+        str(WAIT_S),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -106,7 +107,7 @@ async def test_the_relay_runs_in_a_process_of_its_own():
     await ask(op="faults", duplicate=1.0)
     ends[0][0].sendto(b"hello", (host, int(port)))
     for _ in range(2):
-        data, source = await asyncio.wait_for(arrived.get(), 5)
+        data, source = await asyncio.wait_for(arrived.get(), WAIT_S)
         assert (data, "{}:{}".format(*source)) == (b"hello", a)
     await ask(op="cut", source="a", target="b")
     ends[0][0].sendto(b"lost", (host, int(port)))

@@ -6,12 +6,9 @@ import random
 import socket
 from pathlib import Path
 
-import pytest
-
 from plumtree_quic.cli.cluster import Run, measure, swarm
 from tests.rigs.evil_quic import Initials, crypto_frame, header_of
 
-pytestmark = pytest.mark.timeout(240)
 HALF_OPEN = 10_000
 GARBAGE_BYTES = 1_000_000_000
 MEMORY_MIB = 32

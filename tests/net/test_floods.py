@@ -177,7 +177,7 @@ def test_x02_spoofed_initials_make_nothing_but_retries_and_not_too_many(live):
     live_and_well(net, a, b)
 
 
-def test_x02_proved_strangers_hold_at_most_64_half_open_and_those_end_in_5_s(live):
+def test_x02_b15_proved_strangers_hold_at_most_64_half_open_and_those_end_in_5_s(live):
     net, a, b = live
     for number in range(100):
         source = (f"198.51.100.{number % 10}", 1000 + number)

@@ -19,6 +19,9 @@ from plumtree_quic.net import engine, selftest
 from plumtree_quic.net.engine import EngineSettings
 from plumtree_quic.net.tls import MutualTlsContext
 from plumtree_quic.security.identity import (
+    CHAIN_BYTES_MAX,
+    CLOCK_FLOOR,
+    CLOCK_IS_WRONG,
     OWN_IDENTITY,
     CheckFailed,
     check_chain,
@@ -41,7 +44,16 @@ from tests.rigs.evil_quic import (
     lists,
     signs_with,
 )
-from tests.rigs.handshakes import PKI, A, B, credentials, good_pair, meet, our_acceptor
+from tests.rigs.handshakes import (
+    PKI,
+    A,
+    B,
+    credentials,
+    good_pair,
+    meet,
+    our_acceptor,
+    our_dialler,
+)
 from tests.rigs.pki import ANY, CLIENT, SERVER, Pki, make_key, utc
 
 NO_CERTIFICATE, BAD, UNSUPPORTED, EXPIRED = 116, 42, 43, 45
@@ -149,7 +161,7 @@ def test_every_method_that_we_override_is_listed():
 # --- H-02, H-03: certificates that are not asked for or not sent ---
 
 
-def test_h02_no_certificate_from_the_dialler():
+def test_h02_b45_no_certificate_from_the_dialler():
     outcome = meet(None, evil_is="dialler")
     outcome.assert_refused(NO_CERTIFICATE, step=4)
     # The stock dialler believes that it is connected; it never hears anything.
@@ -165,12 +177,12 @@ def test_h02_no_certificate_from_the_acceptor():
     outcome.assert_refused(NO_CERTIFICATE, step=4)
 
 
-def test_h03_an_acceptor_that_does_not_ask_is_refused():
+def test_h03_b48_an_acceptor_that_does_not_ask_is_refused():
     outcome = meet(PKI.node("evil"), evil_is="acceptor", asks=False)
     outcome.assert_refused(FAILURE, step=3)
 
 
-def test_h03_an_acceptor_that_takes_no_scheme_of_ours_is_refused():
+def test_h03_b49_an_acceptor_that_takes_no_scheme_of_ours_is_refused():
     def only_rsa(original, buf, request):
         request.signature_algorithms = [SCHEMES["pss256"]]
         original(buf, request)
@@ -185,7 +197,7 @@ def test_h03_an_acceptor_that_takes_no_scheme_of_ours_is_refused():
 
 
 @both
-def test_h04_a_strangers_ca_is_unknown(evil_is):
+def test_h04_b46_a_strangers_ca_is_unknown(evil_is):
     meet(STRANGERS.node("evil"), evil_is=evil_is).assert_refused(UNKNOWN_CA, step=9)
 
 
@@ -226,6 +238,15 @@ def test_h07_not_yet_valid(evil_is, early_s, up):
     outcome.assert_up() if up else outcome.assert_refused(EXPIRED, step=8)
 
 
+@both
+def test_h35_a_clock_before_this_release_believes_nobody(evil_is):
+    cert = PKI.node("evil", not_before=utc(days=-3_650), not_after=utc(days=3_650))
+    early = CLOCK_FLOOR - datetime.timedelta(seconds=1)
+    outcome = meet(cert, evil_is=evil_is, wall=lambda: early)
+    outcome.assert_refused(EXPIRED, step=8)
+    assert outcome.ours.failure.reason == CLOCK_IS_WRONG
+
+
 def test_h08_expiry_between_the_check_and_finished_is_accepted_and_known():
     cert = PKI.node("evil", not_after=utc(seconds=3600))
     end = cert.cert.not_valid_after_utc
@@ -241,7 +262,7 @@ def test_h08_expiry_between_the_check_and_finished_is_accepted_and_known():
 
 @both
 @pytest.mark.parametrize("eku", [None, (SERVER,), (CLIENT,), (ANY,)])
-def test_h09_both_extended_key_usages_are_needed(evil_is, eku):
+def test_h09_b51_both_extended_key_usages_are_needed(evil_is, eku):
     meet(PKI.node("evil", eku=eku), evil_is=evil_is).assert_refused(UNSUPPORTED, step=9)
 
 
@@ -297,6 +318,20 @@ def test_h12_200_copies_and_17_kib_are_refused_by_their_number_and_size():
     with pytest.raises(CheckFailed, match="too long"):
         parse_certificates([PKI.node("evil").der, bytes(17 * 1024)])
     assert len(parse_certificates([PKI.node("evil").der] * 4)) == 4
+
+
+@both
+def test_h12_17_kib_are_refused_on_the_wire(evil_is):
+    cert = PKI.node("evil")
+    outcome = meet(cert, evil_is=evil_is, arm=lists(cert.der, bytes(17 * 1024)))
+    outcome.assert_refused(BAD, step=4)
+
+
+@both
+def test_h12_200_copies_are_refused_at_the_length_of_the_message(evil_is):
+    cert = PKI.node("evil")
+    outcome = meet(cert, evil_is=evil_is, arm=lists(cert.der, *[PKI.ca.der] * 199))
+    outcome.assert_refused(DECODE, step=1)
 
 
 @both
@@ -393,7 +428,7 @@ def test_h14_signature_replayed_from_another_handshake(evil_is):
 
 
 @both
-def test_h14_finished_that_was_tampered_with(evil_is):
+def test_h14_b57_finished_that_was_tampered_with(evil_is):
     def other(original, buf, finished):
         finished.verify_data = bytes(len(finished.verify_data))
         original(buf, finished)
@@ -420,7 +455,7 @@ MISFITS = [
 
 @both
 @pytest.mark.parametrize(("key_type", "scheme"), MISFITS)
-def test_h15_a_scheme_that_does_not_fit_the_key(evil_is, key_type, scheme):
+def test_h15_b12_b52_a_scheme_that_does_not_fit_the_key(evil_is, key_type, scheme):
     cert = PKI.node("evil", key_type=key_type)
 
     def rename(original, buf, verify):
@@ -654,7 +689,7 @@ def ticket():
     )
 
 
-def test_h23_ticket_psk_and_early_data_of_a_dialler_are_ignored():
+def test_h23_b54_ticket_psk_and_early_data_of_a_dialler_are_ignored():
     outcome = meet(PKI.node("evil"), evil_is="dialler", session_ticket=ticket())
     assert outcome.evil.tls.session_ticket is not None
     outcome.assert_up()
@@ -665,7 +700,7 @@ def test_h23_ticket_without_a_certificate_gets_nobody_in():
     meet(None, evil_is="dialler", session_ticket=ticket()).assert_refused(NO_CERTIFICATE, step=4)
 
 
-def test_h23_an_acceptor_that_selects_a_psk_is_refused():
+def test_h23_b47_an_acceptor_that_selects_a_psk_is_refused():
     def select(original, buf, hello):
         hello.pre_shared_key = 0
         original(buf, hello)
@@ -847,7 +882,7 @@ def test_h32_only_our_application_protocol(evil_is, alpn):
 
 
 @pytest.mark.parametrize("answer", ["h3", ""])
-def test_h32_an_acceptor_that_answers_with_another_protocol(answer):
+def test_h32_b11_an_acceptor_that_answers_with_another_protocol(answer):
     def other(original, buf, extensions):
         extensions.alpn_protocol = answer or None
         original(buf, extensions)
@@ -904,11 +939,23 @@ def test_h32_version_negotiation_ends_a_dial_at_once_and_blames_no_identity():
 # --- H-34: amplification ---
 
 
+def test_the_longest_chain_that_we_may_have_fits_into_our_flight_in_both_roles():
+    padding = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), bytes(15_380))
+    ours = credentials("long", key_type="rsa4096", extensions=[(padding, False)])
+    held = len(ours.leaf_der) + sum(map(len, ours.chain_der))
+    assert CHAIN_BYTES_MAX - 80 < held <= CHAIN_BYTES_MAX
+    pair = Pair(our_dialler(ours), our_acceptor()).run(5.0)
+    assert pair.acceptor.peer_id == ours.node_id
+    pair = Pair(our_dialler(), our_acceptor(ours)).run(5.0)
+    assert pair.dialler.peer_id == ours.node_id
+
+
 def test_h34_a_long_certificate_flight_completes_within_three_times_what_came():
     top = PKI.authority("t" * 60, key_type="rsa4096")
     low = PKI.authority("l" * 60, key_type="rsa4096", issuer=top)
-    ours = credentials("long", key_type="rsa4096", issuer=low)
-    assert len(ours.leaf_der) + sum(map(len, ours.chain_der)) > 3 * 1200
+    padding = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), bytes(1_400))
+    ours = credentials("long", key_type="rsa4096", issuer=low, extensions=[(padding, False)])
+    assert len(ours.leaf_der) + sum(map(len, ours.chain_der)) > 5_000
     seen = {"in": 0, "out": 0, "validated": False}
 
     def on_wire(from_dialler, datagram):
@@ -931,7 +978,7 @@ def test_h34_a_long_certificate_flight_completes_within_three_times_what_came():
 # --- what a refusal leaves behind ---
 
 
-def test_a_refused_dialler_hears_nothing_and_our_acceptor_reports_nobody():
+def test_b50_a_refused_dialler_hears_nothing_and_our_acceptor_reports_nobody():
     outcome = meet(STRANGERS.node("evil"), evil_is="dialler")
     assert outcome.pair.kinds("dialler").count("HandshakeCompleted") == 1
     assert set(outcome.pair.kinds("acceptor")) <= {"ProtocolNegotiated", "ConnectionTerminated"}

@@ -24,8 +24,10 @@ from plumtree_quic.net.events import DatagramReceived, Received, Writable
 from plumtree_quic.net.framing import frame
 from plumtree_quic.net.link import CloseCode, Link, LinkState
 from plumtree_quic.net.settings import NetSettings
+from plumtree_quic.security.identity import CLOCK_FLOOR, CLOCK_IS_WRONG
 from plumtree_quic.wire import LinkEncoder, encode
-from tests.rigs.evil_quic import Evil, reset_frame, stop_frame
+from tests.net.test_floods import EvilNode
+from tests.rigs.evil_quic import Evil, datagram_frame, reset_frame, stop_frame
 from tests.rigs.fuzz import hostile_frames
 from tests.rigs.pki import utc
 from tests.rigs.virtual_net import EPOCH, PKI, START, Net, credentials, credentials_of, direct
@@ -404,6 +406,95 @@ def test_h35_a_wall_clock_that_jumps_past_expiry_is_noticed_within_a_ping():
     net.run(QUIET.ping_s + 0.5)
     assert closed_with(b) == CloseCode.CERT_EXPIRED
     assert a.downs[0].code == CloseCode.CERT_EXPIRED
+
+
+YEARS_2 = 2 * 365 * 86_400.0
+
+
+@pytest.mark.parametrize("jump_s", [3_600.0, YEARS_2, -YEARS_2, -3_600.0], ids=str)
+@pytest.mark.parametrize("noticed_by", ["its own timer", "a dial", "a newcomer"])
+def test_h35_a_wall_clock_that_jumps_is_told_once_and_who_has_expired_by_it_goes(
+    jump_s, noticed_by
+):
+    net = Net()
+    a, b = net.pair()
+    b.creds = credentials_of(PKI.node("b", not_after=utc(seconds=60 * 86_400)))
+    short = net.node("short")
+    short.creds = credentials_of(PKI.node("short", not_after=utc(seconds=1_800)))
+    for each in (a, short):
+        each.dial(b)
+    net.run(2.0)
+    asked = []
+    b.endpoint._is_revoked = lambda path, peer: asked.append(peer) or False
+    b.wall_offset_s = jump_s
+    if noticed_by == "a dial":
+        b.dial(a)
+    elif noticed_by == "a newcomer":
+        net.node("c").dial(b)
+    net.run(0.5 if noticed_by != "its own timer" else QUIET.ping_s + 0.5)
+    (event,) = b.security("clock.jump")
+    assert abs(event.fields["by_s"] - jump_s) <= 1
+    assert str(b.wall().year) in event.fields["now"]
+    # What has ended by the new time is cut, by its own timer or not; what has not is asked about.
+    gone = {each.peer.name for each in b.downs}
+    assert gone == {YEARS_2: {"a", "short"}, 3_600.0: {"short"}}.get(jump_s, set())
+    assert {each.code for each in b.downs} <= {CloseCode.CERT_EXPIRED}
+    assert ({"a", "short"} - gone) <= {peer.name for peer in asked}
+    net.run(30.0)
+    assert len(b.security("clock.jump")) == 1
+
+
+@pytest.mark.parametrize("years", [-2, 2])
+@pytest.mark.parametrize("wrong", ["a", "b"])
+def test_h35_a_clock_that_is_years_off_refuses_handshakes_in_both_roles(years, wrong):
+    net = Net()
+    a, b = net.pair()
+    (a if wrong == "a" else b).wall_offset_s = years * YEARS_2 / 2
+    a.dial(b)
+    net.run(7.0)
+    assert a.ups == b.ups == []
+    node = a if wrong == "a" else b
+    (event,) = node.security("handshake.rejected")
+    assert (event.fields["step"], event.fields["alert"]) == (8, 45)
+
+
+def test_h35_a_clock_before_this_release_believes_no_certificate_however_old():
+    net = Net()
+    a, b = net.pair()
+    lifelong = {"not_before": utc(days=-3_650), "not_after": utc(days=3_650)}
+    b.creds = credentials_of(PKI.node("b", **lifelong))
+    a.wall_offset_s = (CLOCK_FLOOR - net.wall_start).total_seconds() - 60.0
+    a.dial(b)
+    net.run(7.0)
+    assert a.ups == b.ups == []
+    (event,) = a.security("handshake.rejected")
+    assert (event.fields["step"], event.fields["reason"]) == (8, CLOCK_IS_WRONG)
+
+
+@pytest.mark.parametrize("jump_s", [YEARS_2, -YEARS_2], ids=str)
+def test_h35_monotonic_timers_take_no_notice_of_the_wall_clock(jump_s):
+    times = []
+    for offset_s in (0.0, jump_s):
+        net = Net()
+        a = net.node("a")
+        a.dial(net.node("b", host="192.0.2.77"))
+        net.nodes.clear()
+        net.at(START + 2.0, setattr, a, "wall_offset_s", offset_s)
+        assert net.until(lambda a=a: a.failures, 20.0, step_s=0.01)
+        times.append(net.now)
+    assert times[0] == times[1]
+
+
+def test_a_clock_that_is_corrected_by_a_minute_or_little_by_little_is_no_event():
+    net = Net()
+    _, b = net.linked()
+    net.run(2.0)
+    b.wall_offset_s = 59.0
+    net.run(20.0)
+    for _ in range(20):
+        b.wall_offset_s += 10.0
+        net.run(6.0)
+    assert b.security("clock.jump") == []
 
 
 def test_a_wall_clock_that_is_set_back_closes_nothing():
@@ -821,6 +912,19 @@ def test_f12_a_datagram_that_is_nothing_is_counted_and_closes_no_link(kind):
     assert b.of(DatagramReceived) == []
     assert (a.downs, b.downs) == ([], [])
     assert b.link(a).unknown_datagrams == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_100, 1_101, 1_200])
+def test_f12_a_peer_that_sends_more_than_a_probe_can_have_is_counted_and_keeps_its_link(size):
+    net = Net()
+    b = net.node("b")
+    evil = EvilNode(net, b).up()
+    link = evil.link()
+    evil.send(datagram_frame(b"\x7f" * size))
+    net.run(1.0)
+    assert link.unknown_datagrams == 1
+    assert link.state is LinkState.UP
+    assert b.of(DatagramReceived) == []
 
 
 def test_f12_a_datagram_above_1100_bytes_is_not_queued():

@@ -100,7 +100,7 @@ def test_bytes_of_bundles_and_direct_messages_are_bounded_a_second():
     large = Direct(DirectKind.MESSAGE, 1, bytes(65_536))
     looked = sum(made.charge(large, 0.0) is Step.LOOK for _ in range(20_000))
     assert looked * 65_536 <= quota.BYTES_PER_S[1] + 65_536
-    assert made.above == "bytes"
+    assert made.above == "bytes on direct"
     looked = sum(made.charge(large, 1.0) is Step.LOOK for _ in range(20_000))
     assert looked * 65_536 <= quota.BYTES_PER_S[0] + 65_536
 
@@ -122,6 +122,30 @@ def test_signature_checks_above_the_limit_have_to_be_earned_before_more_is_looke
 def test_the_busiest_honest_traffic_that_was_measured_is_ten_times_below():
     measured = {Gossip: 600, IHave: 200, Facts: 40}
     assert all(LIMITS[kind][0] >= 10 * rate for kind, rate in measured.items())
+
+
+def test_a_new_link_gives_back_nothing_that_was_used_up():
+    made = PeerQuota()
+    steps = flood(made, FACTS, 2_000.0, 20.0)
+    assert first(steps, Step.CUT) is not None
+    made.begin_link()
+    # It goes on where it was, and so does what becomes of it.
+    steps = flood(made, FACTS, 2_000.0, 0.1, start=20.0)
+    assert first(steps, Step.CUT) is not None
+    # Who has stayed below for a while is let be, and cut again when it starts again.
+    made.begin_link()
+    steps = flood(made, FACTS, 2_000.0, 40.0, start=60.0)
+    assert first(steps, Step.THROTTLE) > 60.0 + 1.0
+    assert first(steps, Step.CUT) is not None
+
+
+def test_bytes_above_the_limit_on_one_lane_take_nothing_from_another():
+    made = PeerQuota()
+    large = Direct(DirectKind.MESSAGE, 1, bytes(65_536))
+    while made.charge(large, 0.0) is Step.LOOK:
+        pass
+    assert made.charge(Gossip(1, BUNDLE), 0.0) is Step.LOOK
+    assert made.charge(Repair(1, BUNDLE), 0.0) is Step.LOOK
 
 
 # --- accounts -----------------------------------------------------------------------------------

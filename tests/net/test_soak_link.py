@@ -75,7 +75,7 @@ def test_the_benchmark_gives_its_figures_for_ours_and_for_plain_aioquic():
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=True,
     )
     result = json.loads(done.stdout.splitlines()[-1])

@@ -13,12 +13,14 @@ import pytest
 from plumtree_quic import Delegate, MemberState, Node, PlumtreeConfig, QuicConfig, wire
 from plumtree_quic.ids import NodeId, member_key
 from plumtree_quic.messages import Announcement, Facts, Gossip, IHave, Ping, Records, Repair
+from plumtree_quic.proto.effects import Push, Send
 from plumtree_quic.proto.members import INCARNATION_STEP_MAX
 from plumtree_quic.security.signatures import Kind, fact_kind
-from tests.rigs.byzantine import altered
+from tests.rigs.byzantine import altered, answer_with_garbage, claim_to_hold_everything, withhold
+from tests.rigs.waiting import WAIT_S, linked, until
 
-WAIT_S = 20
-ALIVE, SUSPECT, LEFT = MemberState.ALIVE, MemberState.SUSPECT, MemberState.LEFT
+ALIVE, SUSPECT = MemberState.ALIVE, MemberState.SUSPECT
+DEAD, LEFT = MemberState.DEAD, MemberState.LEFT
 
 
 class Watch(Delegate):
@@ -90,33 +92,53 @@ class Scene:
             **self.signed(Kind.RECORD, of),
         )
 
+    def twist(self, change):
+        """From now on everything that evil would send to anybody becomes `change(message)`."""
+        driver = self.evil._driver
+        honest_send, honest_push = driver._send, driver._push
+
+        def send(effect):
+            for message in change(effect.message):
+                honest_send(Send(effect.peer, message))
+
+        def push(effect, now):
+            for message in change(effect.message):
+                if isinstance(message, Gossip):
+                    honest_push(Push(effect.peers, message), now)
+                    continue
+                for peer in effect.peers:
+                    honest_send(Send(peer, message))
+
+        driver._send, driver._push = send, push
+
+    def row(self, of=None):
+        """How a holds b, or `of`."""
+        return self.a._driver.core.table.get(member_key((of or self.b).id))
+
     def member(self):
         return next(each for each in self.a.members() if each.node_id == self.b.id)
 
 
+def node(pki, name, delegate=None, config=None):
+    cert = pki.node(name)
+    quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
+    config = config or PlumtreeConfig.lan()
+    return Node(quic, config, listen="127.0.0.1:0", delegate=delegate)
+
+
 @pytest.fixture
 async def scene(pki):
-    def node(name, delegate=None):
-        cert = pki.node(name)
-        quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
-        return Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:0", delegate=delegate)
-
     watch = Watch()
     async with contextlib.AsyncExitStack() as stack:
-        a, b, evil = nodes = [node("a", watch), node("b"), node("evil")]
+        a, b, evil = nodes = [node(pki, "a", watch), node(pki, "b"), node(pki, "evil")]
         for each in nodes:
             await stack.enter_async_context(each)
         for each in (b, evil):
             await each.join([a.address])
         for each in nodes:
-            await each.wait_for_peers(2, timeout=WAIT_S)
+            await each.wait_for_peers(2)
+        await linked(nodes)
         yield Scene(a, b, evil, watch)
-
-
-async def until(condition):
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def heard(scene):
@@ -238,3 +260,146 @@ async def test_its_own_incarnation_rises_by_a_bounded_step(scene):
     await heard(scene)
     row = scene.a._driver.core.table.get(member_key(scene.evil.id))
     assert row.incarnation <= INCARNATION_STEP_MAX
+
+
+async def test_a_flood_of_accusations_removes_nobody_on_the_wire(scene):
+    """At whatever incarnation its victim has got to, and above it."""
+    for _ in range(100):
+        at = scene.row().incarnation
+        accusation = scene.fact(SUSPECT, signer=scene.evil, incarnation=at)
+        driver = scene.evil._driver
+        for link in driver._endpoint.links():
+            link.send(Facts((accusation,)))
+            link.send(Facts((scene.fact(SUSPECT, signer=scene.evil, incarnation=at + 1_000),)))
+        driver._schedule_turn()
+        await asyncio.sleep(0.01)
+    await heard(scene)
+    await until(lambda: scene.member().state is ALIVE)
+    assert 0 < scene.b._driver.core.record.incarnation < 1_000
+    assert scene.watch.lost == []
+    assert scene.a.stats()["strikes"] == scene.b.stats()["strikes"] == 0
+
+
+async def test_an_accusation_far_ahead_makes_its_victim_say_nothing_that_others_refuse(scene):
+    await until(lambda: scene.evil._driver.linked(scene.b.id))
+    link = scene.evil._driver._endpoint.link(scene.b.id)
+    far = scene.fact(SUSPECT, signer=scene.evil, incarnation=INCARNATION_STEP_MAX)
+    link.send(Facts((far, scene.fact(SUSPECT, signer=scene.evil))))
+    scene.evil._driver._schedule_turn()
+    await until(lambda: scene.member().incarnation == 1)
+    assert scene.b._driver.core.record.incarnation == 1
+    assert scene.a.stats()["strikes"] == 0
+
+
+async def test_the_dead_are_not_brought_back_by_what_they_once_said(pki):
+    config = PlumtreeConfig(probe_interval=0.5, probe_timeout=0.25, suspicion_timeout=1.0)
+    async with (
+        node(pki, "a", config=config) as a,
+        node(pki, "b") as b,
+        node(pki, "evil", config=config) as evil,
+    ):
+        for each in (b, evil):
+            await each.join([a.address])
+        await until(lambda: len(a.peers()) == len(evil.peers()) == 2)
+        scene = Scene(a, b, evil, Watch())
+        row = evil._driver.core.table.get(member_key(b.id))
+        record, spoken = row.record, row.spoken
+        assert spoken is not None
+        # b is cut off from everybody.
+        b._driver._endpoint.receive = lambda *_: None
+        b._driver._socket.send = lambda _: None
+        await until(lambda: scene.row().state is DEAD)
+        for _ in range(5):
+            scene.say(Records((record,), (spoken,)), Facts((spoken,)))
+            scene.ping(Ping(b"12345678", (spoken,)))
+        await heard(scene)
+        assert scene.row().state is DEAD
+
+
+async def test_an_old_farewell_does_not_remove_who_came_back(pki):
+    watch = Watch()
+    async with node(pki, "a", watch) as a, node(pki, "evil") as evil:
+        async with node(pki, "b") as b:
+            for each in (b, evil):
+                await each.join([a.address])
+            await until(lambda: len(evil.members()) == 3)
+            await b.leave()
+            await until(lambda: watch.lost == [b.id])
+            table = evil._driver.core.table
+            await until(lambda: table.state_of(member_key(b.id)) is LEFT)
+            farewell = table.get(member_key(b.id)).spoken
+        async with node(pki, "b") as b:
+            await b.join([a.address])
+            scene = Scene(a, b, evil, watch)
+            await until(lambda: scene.member().state is ALIVE)
+            scene.say(Facts((farewell,)))
+            await heard(scene)
+            assert scene.member().state is ALIVE
+            assert watch.lost == [b.id]
+
+
+async def test_who_claims_to_sit_at_anothers_address_takes_nothing_from_it(scene):
+    driver = scene.evil._driver
+    moved = wire.build_record(
+        node_id=scene.evil.id,
+        epoch=driver.epoch,
+        incarnation=3,
+        addresses=(scene.b.address,),
+        valid_until=driver.core.record.valid_until,
+        chain=driver._signer.chain,
+        **driver._signed(Kind.RECORD),
+    )
+    scene.say(Records((moved,)))
+    await until(lambda: scene.row(scene.evil).record.addresses == (scene.b.address,))
+    # Its link ends, and is dialled where it claims to be: b answers, and is not who was meant.
+    now = asyncio.get_running_loop().time()
+    scene.a._driver._endpoint.link(scene.evil.id).close(0x10, "again", now)
+    scene.a._driver.dial_member(scene.evil.id)
+    await scene.b.broadcast(b"still here")
+    await until(lambda: scene.a.stats()["messages_delivered"] == 1)
+    assert scene.member().state is ALIVE
+    assert scene.member().addresses == (scene.b.address,)
+    assert scene.watch.lost == []
+
+
+@pytest.mark.parametrize("lie", [withhold, answer_with_garbage])
+async def test_who_announces_and_does_not_deliver_costs_a_try_and_no_message(scene, lie):
+    scene.twist(lie)
+    read = scene.a.subscribe()
+    for number in range(20):
+        await scene.b.broadcast(b"%d" % number)
+        await asyncio.sleep(0.01)
+    got = []
+    async with asyncio.timeout(WAIT_S):
+        async for message in read:
+            got.append(int(message.payload))
+            if len(got) == 20:
+                break
+    assert sorted(got) == list(range(20))
+
+
+async def test_garbage_in_answer_to_a_graft_is_refused_and_another_is_asked(scene):
+    """Nobody else has announced it yet: the liar is asked first, and b when it announces."""
+    scene.twist(answer_with_garbage)
+    scene.b._driver._push = lambda effect, now: [
+        scene.b._driver._send(Send(peer, effect.message))
+        for peer in effect.peers
+        if peer != scene.a.id
+    ]
+    await scene.b.broadcast(b"true")
+    await until(lambda: scene.a.stats()["messages_delivered"] == 1)
+    assert ("bundle", "not signed by the key that it names") in scene.watch.refused()
+
+
+async def test_who_greets_a_joiner_first_does_not_make_it_deaf_on_the_wire(scene, pki):
+    await scene.b.broadcast(b"before its time")
+    await until(lambda: scene.evil.stats()["messages_delivered"] == 1)
+    scene.twist(claim_to_hold_everything)
+    async with node(pki, "joiner") as joiner:
+        await joiner.join([scene.evil.address])
+        await joiner.wait_for_peers(3, timeout=WAIT_S)
+        core = joiner._driver.core
+        await until(lambda: core.broadcasts.stats()["digests_received"] >= 3)
+        for _ in range(3):
+            await scene.b.broadcast(b"of its time")
+        await until(lambda: joiner.stats()["messages_delivered"] == 3)

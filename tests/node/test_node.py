@@ -20,6 +20,7 @@ from plumtree_quic import (
     QuicConfig,
 )
 from tests.rigs.pki import Pki
+from tests.rigs.waiting import ASIDE, WAIT_S, linked, until
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +33,11 @@ def quic(pki, name, **options):
     return QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem, **options)
 
 
-def node(pki, name, config=None, delegate=None, **options):
+def node(pki, name, config=None, delegate=None, listen="127.0.0.1:0", **options):
     return Node(
         quic(pki, name),
         config or PlumtreeConfig.lan(),
-        listen="127.0.0.1:0",
+        listen=listen,
         delegate=delegate,
         **options,
     )
@@ -52,13 +53,14 @@ async def cluster(pki, names, config=None, delegates=None):
         for other in nodes[1:]:
             await other.join([nodes[0].address])
         for each in nodes:
-            await each.wait_for_peers(len(nodes) - 1, timeout=10)
+            await each.wait_for_peers(len(nodes) - 1)
+        await linked(nodes)
         yield nodes
 
 
-async def collect(subscription, count, timeout=15):
+async def collect(subscription, count):
     got = []
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(WAIT_S):
         async for message in subscription:
             got.append(message)
             if len(got) == count:
@@ -170,9 +172,7 @@ async def test_leave_is_seen_as_left_not_as_failed(pki):
         async with node(pki, "b") as b:
             await b.join([a.address])
             await a.wait_for_peers(1)
-        async with asyncio.timeout(10):
-            while not seen:
-                await asyncio.sleep(0.02)
+        await until(lambda: seen)
     assert seen == [("left", b.id)]
 
 
@@ -217,7 +217,7 @@ async def test_direct_messages_and_requests(pki):
 
     async with cluster(pki, "ab", delegates={"b": Server()}) as (a, b):
         await a.send(b.id, b"hello")
-        assert await a.request(b.id, b"shout", timeout=5) == b"SHOUT"
+        assert await a.request(b.id, b"shout") == b"SHOUT"
         assert got == [(a.id, b"hello")]
         with pytest.raises(LocalProtocolError):
             await a.send(a.id, b"self")
@@ -262,9 +262,16 @@ async def test_a_refused_handshake_is_logged_with_who_and_why_in_the_text(pki, c
     foreign = Pki("test")
     async with node(pki, "a") as a, node(foreign, "s") as s:
         with pytest.raises(JoinError):
-            await s.join([a.address], timeout=1)
-    lines = [each.getMessage() for each in caplog.records if "rejected" in each.getMessage()]
-    assert any("address=127.0.0.1" in line and "no path to a trusted CA" in line for line in lines)
+            await s.join([a.address], timeout=0.1)
+
+        # The handshake goes on, however long it takes here.
+        await until(
+            lambda: any(
+                "rejected" in line and "address=127.0.0.1" in line
+                and "no path to a trusted CA" in line
+                for line in caplog.messages
+            )
+        )  # fmt: skip
 
 
 async def test_another_cluster_name_is_refused(pki):
@@ -299,9 +306,7 @@ async def test_x20_a_subscription_that_falls_behind_ends_with_an_error(pki):
         for number in range(10):
             await a.broadcast(b"%d" % number)
         await a.drain()
-        async with asyncio.timeout(5):
-            while b.stats()["messages_delivered"] < 10:
-                await asyncio.sleep(0.01)
+        await until(lambda: b.stats()["messages_delivered"] == 10)
         with pytest.raises(LocalProtocolError, match="behind"):
             await collect(messages, 10)
 
@@ -316,11 +321,11 @@ async def test_the_epoch_of_a_restart_is_larger_even_under_a_clock_that_went_bac
 
 async def test_a_restarted_member_is_alive_again_and_receives(pki):
     async with node(pki, "a") as a:
-        async with node(pki, "b") as b:
+        async with node(pki, "b", listen=f"{ASIDE}:0") as b:
             await b.join([a.address])
             await a.wait_for_peers(1)
             address = b.address
-        async with Node(quic(pki, "b"), PlumtreeConfig.lan(), listen=address) as b:
+        async with node(pki, "b", listen=address) as b:
             await b.join([a.address])
             await a.wait_for_peers(1)
             async with b.subscribe() as messages:
@@ -348,7 +353,7 @@ async def test_events_tell_of_members(pki):
         await asyncio.sleep(0)
         async with node(pki, "b") as b:
             await b.join([a.address])
-            event = await asyncio.wait_for(waiting, 10)
+            event = await asyncio.wait_for(waiting, WAIT_S)
             assert event.kind in ("on_member_joined", "on_eager_promotion")
 
 
@@ -365,9 +370,7 @@ async def test_of_two_processes_with_one_identity_the_later_start_wins_and_the_o
         await first.join([b.address])
         async with node(pki, "a") as second:
             await second.join([b.address])
-            async with asyncio.timeout(15):
-                while "identity.conflict" not in events:
-                    await asyncio.sleep(0.02)
+            await until(lambda: "identity.conflict" in events)
             with pytest.raises(IdentityConflict, match="certificate of its own"):
                 await first.broadcast(b"x")
             assert first.health().status is HealthStatus.UNHEALTHY
@@ -395,7 +398,9 @@ async def test_a_node_whose_clock_went_back_starts_above_its_own_past(pki, monke
             assert receipt.id.epoch == epoch + 1
 
 
-async def test_join_counts_the_seeds_that_answered_this_time(pki):
+async def test_join_counts_the_seeds_that_answered_this_time(pki, monkeypatch):
+    # On a busy machine the second answer may come more than 50 ms after the first.
+    monkeypatch.setattr("plumtree_quic.node.OTHER_SEEDS_S", 2.0)
     async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
         assert await c.join([a.address, b.address]) == 2
         with pytest.raises(JoinError):

@@ -6,6 +6,7 @@ import os
 from plumtree_quic import MemberState, Node, PlumtreeConfig, QuicConfig
 from plumtree_quic.messages import Ack, Ping
 from plumtree_quic.proto import swim
+from tests.rigs.waiting import linked
 
 STORM = 20_000
 PROBES = 100
@@ -64,8 +65,7 @@ async def test_x17_a_storm_of_probes_is_answered_up_to_a_rate_and_other_peers_lo
     async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "evil") as evil:
         for each in (b, evil):
             await each.join([a.address])
-        for each in (a, b, evil):
-            await each.wait_for_peers(2, timeout=20)
+        await linked([a, b, evil])
         before = a.stats()
         prober = Prober(b, a.id)
         raging = asyncio.ensure_future(storm(evil, a.id))

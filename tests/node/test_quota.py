@@ -4,8 +4,8 @@ import asyncio
 
 from plumtree_quic import Delegate, Node, PlumtreeConfig, QuicConfig
 from plumtree_quic.messages import BucketHashes, Facts
-
-WAIT_S = 20
+from plumtree_quic.proto.effects import Strike
+from tests.rigs.waiting import linked, until
 
 
 class Watch(Delegate):
@@ -26,12 +26,6 @@ def node(pki, name, delegate=None, **options):
     return Node(quic, config, listen="127.0.0.1:0", delegate=delegate, **options)
 
 
-async def until(condition):
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 async def test_x18_a_peer_above_its_limits_is_throttled_demoted_and_cut(pki, monkeypatch, tmp_path):
     monkeypatch.setattr("plumtree_quic.net.quota.DEMOTE_AFTER_S", 0.5)
     monkeypatch.setattr("plumtree_quic.net.quota.CUT_AFTER_S", 1.0)
@@ -43,8 +37,7 @@ async def test_x18_a_peer_above_its_limits_is_throttled_demoted_and_cut(pki, mon
     ):
         for each in (b, evil):
             await each.join([a.address])
-        for each in (a, b, evil):
-            await each.wait_for_peers(2, timeout=WAIT_S)
+        await linked([a, b, evil])
         # The evil one is the parent of its own origin, until it is demoted.
         await evil.broadcast(b"mine")
         await until(lambda: a.stats()["messages_delivered"] == 1)
@@ -79,8 +72,7 @@ async def test_x18_a_peer_above_its_limits_is_throttled_demoted_and_cut(pki, mon
 async def test_what_every_limit_lets_through_is_not_in_the_way_of_honest_traffic(pki):
     async with node(pki, "a") as a, node(pki, "b") as b:
         await b.join([a.address])
-        for each in (a, b):
-            await each.wait_for_peers(1, timeout=WAIT_S)
+        await linked([a, b])
         for number in range(20_000):
             await a.broadcast(b"%d" % number)
         await until(lambda: b.stats()["messages_delivered"] == 20_000)
@@ -90,10 +82,33 @@ async def test_what_every_limit_lets_through_is_not_in_the_way_of_honest_traffic
 async def test_facts_above_the_limit_are_not_verified(pki):
     async with node(pki, "a") as a, node(pki, "evil") as evil:
         await evil.join([a.address])
-        for each in (a, evil):
-            await each.wait_for_peers(1, timeout=WAIT_S)
+        await linked([a, evil])
         link = evil._driver._endpoint.link(a.id)
         for _ in range(6_000):
             link.send(Facts(()))
         evil._driver._schedule_turn()
         await until(lambda: a.stats()["frames_throttled"] > 0)
+
+
+async def test_a_new_link_is_no_clean_sheet(pki):
+    """What a peer may burst, and its strikes, are its own and not its link's."""
+    watch = Watch()
+    async with node(pki, "a", watch) as a, node(pki, "evil") as evil:
+        await evil.join([a.address])
+        await linked([a, evil])
+        driver = a._driver
+        link = evil._driver._endpoint.link(a.id)
+        for _ in range(4_100):
+            link.send(Facts(()))
+        evil._driver._schedule_turn()
+        await until(lambda: a.stats()["frames_throttled"] > 0)
+        driver._perform([Strike(evil.id, "a"), Strike(evil.id, "b")], driver._loop.time())
+        quota = driver._accounts.quota(evil.id)
+        link.close(0x10, "again", driver._loop.time())
+        evil._driver._schedule_turn()
+        await until(lambda: not a.peers())
+        await until(lambda: a.peers() and evil.peers())
+        assert driver._accounts.quota(evil.id) is quota
+        assert not watch.of("limit.hit")
+        driver._perform([Strike(evil.id, "c")], driver._loop.time())
+        await until(lambda: watch.of("limit.hit"))

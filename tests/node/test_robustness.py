@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import os
 import time
 
 import pytest
@@ -24,6 +25,7 @@ from plumtree_quic.net.link import CloseCode
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.proto.effects import Deliver, Link, Strike, Unlink
 from tests.node.test_node import cluster, collect, node, quic
+from tests.rigs.waiting import ASIDE, WAIT_S, until
 
 pytestmark = pytest.mark.usefixtures("quiet_log")
 
@@ -38,12 +40,6 @@ def quiet_log(caplog):
         if record.name.startswith("plumtree_quic") and record.exc_info
     ]
     assert not shown, shown
-
-
-async def until(condition, timeout=15):
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def build_spoiled(build, options):
@@ -135,7 +131,7 @@ async def test_strikes_are_counted_across_a_replaced_link(pki):
 
 
 async def test_who_was_cut_gets_no_new_link_for_a_while_and_then_begins_anew(pki, monkeypatch):
-    monkeypatch.setattr("plumtree_quic.net.quota.CUT_FOR_S", 2.0)
+    monkeypatch.setattr("plumtree_quic.net.quota.CUT_FOR_S", 3600.0)
     eager = functools.partial(NetSettings, refused_floor_s=0.0, redial_s=(0.1, 0.2))
     monkeypatch.setattr("plumtree_quic.driver.NetSettings", eager)
     refused = []
@@ -150,7 +146,9 @@ async def test_who_was_cut_gets_no_new_link_for_a_while_and_then_begins_anew(pki
         driver._schedule_turn()
         await until(lambda: driver._endpoint.link(b.id) is None)
         await until(lambda: ("handshake.rejected", 12) in refused)
-        # Having been without a link is what it pays; then nothing is held against it.
+        # Having been without a link is what it pays; then nothing is held against it. That time
+        # ends only now: on a busy machine a dial may take longer than any time chosen beforehand.
+        driver._accounts._accounts[b.id].cut_until = driver._loop.time()
         await until(lambda: driver._endpoint.link(b.id) is not None)
         driver._perform([Strike(b.id, "bad")], driver._loop.time())
         await b.broadcast(b"sorry")
@@ -217,13 +215,16 @@ async def test_a_stall_is_noticed_when_packets_wait_behind_it(pki, monkeypatch):
         await asyncio.sleep(0.3)
         driver, told = a._driver, []
         monkeypatch.setattr(driver.core, "late", lambda seconds, now: told.append(seconds))
-        # The turn of a packet comes before the timer that was due meanwhile.
-        driver._timer_at = driver._loop.time() - 0.7
-        driver._on_datagrams([(b"\x40" + bytes(40), ("127.0.0.1", 9))])
-        assert len(told) == 1
-        assert 0.7 <= told[0] < 1.5
-        driver._turn()
-        assert len(told) == 1
+        now = driver._loop.time()
+        with monkeypatch.context() as frozen:
+            # A stall of the test itself would be told, too.
+            frozen.setattr(driver._loop, "time", lambda: now)
+            # The turn of a packet comes before the timer that was due meanwhile.
+            driver._timer_at = now - 0.7
+            driver._on_datagrams([(b"\x40" + bytes(40), ("127.0.0.1", 9))])
+            assert told == [pytest.approx(0.7)]
+            driver._turn()
+            assert len(told) == 1
 
 
 # --- waiting and ending -------------------------------------------------------------------------
@@ -282,7 +283,7 @@ async def test_whoever_waits_is_released_by_shutdown(pki):
         tasks = [asyncio.create_task(each) for each in (*closed, *ended)]
         await asyncio.sleep(0.05)
         await a.shutdown()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(each) for each in results] == [NodeClosed] * 3 + [type(None)] * 2
         assert not a._peer_waiters
@@ -417,12 +418,12 @@ async def test_a_subscription_may_have_two_readers_and_be_closed_under_them(pki)
         await a.broadcast(b"one")
         await until(lambda: any(task.done() for task in readers[1:]))
         messages.close()
-        done = await asyncio.wait_for(asyncio.gather(*readers[1:]), 5)
+        done = await asyncio.wait_for(asyncio.gather(*readers[1:]), WAIT_S)
         assert sorted(message is None for message in done) == [False, True]
 
 
 async def test_a_start_that_fails_frees_the_address_and_can_be_tried_again(pki, monkeypatch):
-    async with node(pki, "a") as a:
+    async with node(pki, "a", listen=f"{ASIDE}:0") as a:
         address = a.address
     with pytest.raises(ConfigError, match="advertise"):
         Node(quic(pki, "b"), listen=address, advertise="no address")
@@ -467,7 +468,7 @@ async def test_a_direct_message_that_waits_ends_with_the_link(pki):
         driver._endpoint.link(b.id).close(0x10, "test", driver._loop.time())
         driver._schedule_turn()
         with pytest.raises((LinkError, NodeClosed)):
-            await asyncio.wait_for(flooding, 15)
+            await asyncio.wait_for(flooding, WAIT_S)
         assert not driver._direct_waiters
 
 
@@ -518,8 +519,8 @@ async def test_nodes_that_join_each_other_by_name_at_once_both_have_their_answer
     async with node(pki, "a") as a, node(pki, "b") as b:
         ports = [each.address.rpartition(":")[2] for each in (a, b)]
         joined = await asyncio.gather(
-            a.join([f"localhost:{ports[1]}"], timeout=5),
-            b.join([f"localhost:{ports[0]}"], timeout=5),
+            a.join([f"localhost:{ports[1]}"]),
+            b.join([f"localhost:{ports[0]}"]),
         )
         assert joined == [1, 1]
         await until(lambda: not a._driver._dials and not b._driver._dials)
@@ -533,7 +534,7 @@ async def test_a_name_of_many_addresses_is_answered_by_whichever_lives(pki, monk
             return [(2, 2, 17, "", (each, asked)) for each in ("127.0.0.9", "127.0.0.1")]
 
         monkeypatch.setattr(b._driver._loop, "getaddrinfo", getaddrinfo)
-        assert await b.join([f"cluster.test:{port}"], timeout=5) == 1
+        assert await b.join([f"cluster.test:{port}"]) == 1
         assert not b._driver._dials
 
 
@@ -546,7 +547,7 @@ async def test_a_seed_name_that_is_ourselves_is_no_conflict(pki):
 
     async with node(pki, "a", delegate=Watch()) as a:
         port = a.address.rpartition(":")[2]
-        assert await a.join([f"localhost:{port}"], timeout=5) == 0
+        assert await a.join([f"localhost:{port}"]) == 0
         assert a.stats()["net_dialled"] == 0
         assert not events
 
@@ -718,3 +719,37 @@ async def test_nothing_is_delivered_after_shutdown(pki):
         driver._perform([Deliver(bundle, 1, b.id)], time.monotonic())
         assert not got
         assert driver.counters.errors == 0
+
+
+async def test_x19_a_peer_that_comes_and_goes_leaves_no_task_timer_or_descriptor(pki):
+    loop = asyncio.get_running_loop()
+
+    def held(a):
+        endpoint = a._driver._endpoint
+        return {
+            "descriptors": len(os.listdir("/dev/fd")),
+            "tasks": len(asyncio.all_tasks()),
+            "timers": sum(not each.cancelled() for each in loop._scheduled),
+            "links": len(endpoint._links),
+            "connection ids": len(endpoint._by_cid),
+            "pairs": len(endpoint._pairs),
+            "accounts": len(a._driver._accounts._accounts),
+        }
+
+    async with node(pki, "a") as a:
+
+        async def visit():
+            async with node(pki, "b") as b:
+                await b.join([a.address])
+                await a.wait_for_peers(1)
+                await b.broadcast(b"here")
+            await until(lambda: not a.peers() and not a._driver._endpoint._links)
+
+        await visit()
+        before = held(a)
+        for _ in range(12):
+            await visit()
+        after = held(a)
+    # A moment may hold a few more than another; what each visit left would be a dozen.
+    more = {name: after[name] - before[name] for name in after if after[name] > before[name] + 3}
+    assert more == {}

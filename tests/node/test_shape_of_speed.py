@@ -9,6 +9,7 @@ from plumtree_quic.net import udp
 from plumtree_quic.net.endpoint import Endpoint
 from plumtree_quic.net.engine import AioquicEngine
 from tests.node.test_node import cluster, collect, node
+from tests.rigs.waiting import WAIT_S
 
 
 def counted(monkeypatch, owner, name, calls, key=None):
@@ -23,10 +24,15 @@ def counted(monkeypatch, owner, name, calls, key=None):
 
 
 async def delivered(nodes, count):
-    async with asyncio.timeout(15):
+    """Wait until all have so many; return how many timers the waiting took."""
+    timers = 0
+    async with asyncio.timeout(WAIT_S):
+        timers += 1
         for each in nodes:
             while each.stats()["messages_delivered"] < count:
                 await asyncio.sleep(0.005)
+                timers += 1
+    return timers
 
 
 async def test_each_bundle_is_built_once_however_many_nodes_get_it(pki, monkeypatch):
@@ -77,11 +83,11 @@ async def test_a_message_costs_no_task_and_no_timer(pki, monkeypatch):
         turns = sum(each.stats()["turns"] for each in nodes)
         for number in range(2_000):
             await nodes[0].broadcast(b"%d" % number)
-        await delivered(nodes[1:], 2_001)
+        ours = await delivered(nodes[1:], 2_001)
         turns = sum(each.stats()["turns"] for each in nodes) - turns
         assert calls["create_task"] == 0
-        # One a turn at most, and the waits of this test itself.
-        assert calls["call_at"] < 1_000
+        # One a turn at most. A busy machine makes this test itself wait for longer.
+        assert calls["call_at"] - ours < 1_000
         assert turns < 1_000
 
 
@@ -144,7 +150,7 @@ async def test_the_socket_is_drained_before_the_core_is_asked(pki, monkeypatch):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             for _ in range(udp.DATAGRAMS_PER_WAKE_UP + 6):
                 stranger.sendto(b"\x40" + bytes(40), (host, port))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT_S):
                 while order.count("in") < udp.DATAGRAMS_PER_WAKE_UP + 6:
                     await asyncio.sleep(0)
         runs = "".join("i" if each == "in" else "d" for each in order).lstrip("d")

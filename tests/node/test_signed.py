@@ -1,6 +1,5 @@
 """Signatures on real links: who speaks is proved, whoever brings it."""
 
-import asyncio
 import contextlib
 
 import pytest
@@ -11,8 +10,7 @@ from plumtree_quic.messages import Gossip
 from plumtree_quic.security.signatures import Kind
 from tests.rigs.byzantine import altered
 from tests.rigs.pki import make_key
-
-WAIT_S = 20
+from tests.rigs.waiting import linked, until
 
 
 class Watch(Delegate):
@@ -41,14 +39,9 @@ async def cluster(nodes):
         for each in nodes[1:]:
             await each.join([nodes[0].address])
         for each in nodes:
-            await each.wait_for_peers(len(nodes) - 1, timeout=WAIT_S)
+            await each.wait_for_peers(len(nodes) - 1)
+        await linked(nodes)
         yield nodes
-
-
-async def until(condition):
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def delivered(nodes):

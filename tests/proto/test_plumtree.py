@@ -29,6 +29,7 @@ from plumtree_quic.proto.effects import (
     Push,
     Send,
 )
+from plumtree_quic.proto.plumtree import AHEAD_IDS_MAX, SETTLING_BUNDLES
 from tests.rigs.broadcast import bundle, core, key, node
 
 LAN = PlumtreeConfig.lan(sync=SyncConfig(enabled=False))
@@ -505,6 +506,28 @@ def test_a_push_that_comes_after_the_graft_teaches_patience():
     assert grafts(me.advance(5.0 + LAN.graft_timeout * 1.5)) == []
 
 
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_most_parents_must_be_late_before_any_is_waited_for_longer(late):
+    """One that sits on what it should push teaches nobody patience; a slow machine does."""
+    me = up()
+    origins = ["o", "p", "q"]
+    for parent, origin in zip(P, origins, strict=False):
+        grow(me, parent=parent, origin=origin)
+    now, delay = 1.0, LAN.graft_timeout * 0.9
+    for seq in range(2, 6):
+        for number, (parent, origin) in enumerate(zip(P, origins, strict=False)):
+            if number < late:
+                me.receive(P[3], ihave(seq, origin=origin), now)
+                assert grafts(me.advance(now + delay)) == []
+                me.receive(parent, gossip(seq, origin=origin), now + delay)
+            else:
+                me.receive(parent, gossip(seq, origin=origin), now + delay)
+            now += 1.0
+    me.receive(P[3], ihave(6), now)
+    asked = grafts(me.advance(now + LAN.graft_timeout))
+    assert [ranges for _, ranges, _ in asked] == ([((6, 6),)] if late == 1 else [])
+
+
 def test_patience_ends_after_five_graft_timeouts():
     me = up()
     grow(me)
@@ -968,6 +991,100 @@ def test_hops_are_hearsay_a_late_announcement_swaps_nothing():
     assert me.receive(P[1], ihave(2, hop=1), 1.06) == []
 
 
+# --- settling -----------------------------------------------------------------------------------
+
+
+def ring(links=6):
+    """In an overlay of rings, with a parent; of the second bundle on, its tree settles."""
+    me = up(links, mesh=False)
+    grow(me)
+    for peer in P[1:links]:
+        me.heard(peer, 1.0, 0.05, 10.0)
+    return me
+
+
+def test_a_new_tree_announces_its_next_bundles_at_once_and_later_ones_in_batches():
+    me = ring()
+    at_once = []
+    for seq in range(2, SETTLING_BUNDLES + 5):
+        effects = me.receive(P[0], gossip(seq), float(seq))
+        at_once.append(bool(announced(effects)))
+        me.advance(seq + 0.5)
+    assert at_once == [True] * SETTLING_BUNDLES + [False] * 3
+
+
+def test_the_first_bundle_is_announced_with_the_batch_for_nobody_has_a_parent_yet():
+    assert announced(up(6, mesh=False).receive(P[0], gossip(1), 0.0)) == {}
+
+
+def test_a_burst_announces_one_bundle_an_interval_at_once():
+    me = ring()
+    effects = [me.receive(P[0], gossip(seq), 1.0 + seq / 1000) for seq in range(2, 40)]
+    assert [bool(announced(each)) for each in effects].count(True) == 1
+
+
+def test_who_announces_before_the_parent_pushes_takes_its_place_while_the_tree_settles():
+    me = ring()
+    me.receive(P[1], ihave(2), 1.0)
+    effects = me.receive(P[0], gossip(2), 1.02)
+    assert grafts(effects) == [(P[1], (), True)]
+    assert sent(effects, Prune) == [(P[0], Prune((ORIGIN,)))]
+    assert me.parent(ORIGIN) == P[1]
+
+
+@pytest.mark.parametrize("lead_s", [0.0, 0.05 / 9])
+def test_a_lead_of_less_than_an_eighth_of_the_round_trip_is_jitter(lead_s):
+    me = ring()
+    me.receive(P[1], ihave(2), 1.0)
+    me.receive(P[0], gossip(2), 1.0 + lead_s)
+    assert me.parent(ORIGIN) == P[0]
+
+
+def test_a_settled_tree_is_changed_by_no_announcement_however_early():
+    me = ring()
+    for seq in range(2, SETTLING_BUNDLES + 2):
+        me.receive(P[0], gossip(seq), float(seq))
+    me.receive(P[1], ihave(30), 100.0)
+    me.receive(P[0], gossip(30), 100.1)
+    assert me.parent(ORIGIN) == P[0]
+
+
+def test_in_a_full_mesh_nothing_settles_for_every_node_is_next_to_the_origin():
+    me = up(6)
+    grow(me)
+    assert announced(me.receive(P[0], gossip(2), 1.0)) == {}
+    me.receive(P[1], ihave(3), 2.0)
+    me.receive(P[0], gossip(3), 2.2)
+    assert me.parent(ORIGIN) == P[0]
+
+
+def test_who_announced_and_did_not_serve_is_not_believed_while_the_tree_settles():
+    me = ring()
+    me.receive(P[1], ihave(2), 1.0)
+    # The parent is silent; the announcer is asked, and does not answer.
+    me.advance(1.0 + LAN.graft_timeout)
+    me.advance(1.0 + 4 * LAN.graft_timeout)
+    me.receive(P[0], gossip(2), 3.0)
+    me.receive(P[0], gossip(3), 3.1)
+    me.receive(P[0], gossip(4), 3.2)
+    me.receive(P[0], gossip(5), 3.3)
+    assert me.parent(ORIGIN) == P[0]
+    me.receive(P[1], ihave(6), 4.0)
+    me.receive(P[0], gossip(6), 4.1)
+    assert me.parent(ORIGIN) == P[0]
+
+
+def test_a_torn_tree_settles_again():
+    me = ring()
+    for seq in range(2, SETTLING_BUNDLES + 3):
+        me.receive(P[0], gossip(seq), float(seq))
+        me.advance(seq + 0.5)
+    me.link_down(P[0], 50.0)
+    parent = me.parent(ORIGIN)
+    assert parent is not None
+    assert announced(me.receive(parent, gossip(40), 51.0))
+
+
 # --- congestion ---------------------------------------------------------------------------------
 
 
@@ -1135,6 +1252,63 @@ def test_a_bundle_cut_by_a_false_floor_is_delivered_whole():
     me.receive(P[0], digest(("o", 1, ((5, 90),))), 0.0)
     assert delivered(me.receive(P[0], gossip(85, count=10), 0.0)) == [85]
     assert delivered(me.receive(P[0], gossip(85, count=10), 0.0)) == []
+
+
+def test_what_others_announce_or_push_is_not_before_our_time_whatever_the_first_link_claims():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    assert grafts(me.receive(P[0], ihave(80, 81), 0.0)) == []
+    assert grafts(me.receive(P[1], ihave(80, 81), 0.0)) == [(P[1], ((80, 81),), True)]
+    assert delivered(me.receive(P[1], Repair(1, bundle(80, count=2)), 0.0)) == [80]
+    assert delivered(me.receive(P[0], gossip(82), 0.0)) == []
+    assert not me.is_settled(bundle(82))
+    assert delivered(me.receive(P[1], gossip(82), 0.0)) == [82]
+    assert me.is_settled(bundle(82))
+    # And each of it once, when nobody holds it any more, too.
+    me.advance(10 * LAN.message_cache_ttl)
+    for peer in P[:2]:
+        assert delivered(me.receive(peer, gossip(80, count=2), 9.0)) == []
+        assert grafts(me.receive(peer, ihave(80, 82), 9.0)) == []
+
+
+def test_what_is_announced_of_a_claim_is_bounded_like_any_announcement():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    me.receive(P[1], ihave(2, 5_000_000), 0.0)
+    assert not me.has_seen(bundle(1_001))
+    assert me.has_seen(bundle(1_002))
+
+
+def test_nobody_makes_more_gaps_than_are_kept_by_claims_or_by_doubts():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    for page in range(10):
+        held = tuple((n, n) for n in range(1 + 512 * page, 513 + 512 * page, 2))
+        me.receive(P[0], digest(("o", 1, held), last=False), 0.0)
+    me.receive(P[0], digest(("a", 1, ((1, 1 << 40),))), 0.0)
+    for number in range(40):
+        for first in range(1 + 100 * number, 101 + 100 * number, 2):
+            me.receive(P[1], ihave(first, origin="a"), float(number))
+        me.receive(P[1], GraftRefused(key("a"), 1, ((1, 5_000),), RefusedReason.GONE), number)
+    assert len(me._streams[ORIGIN, 1].seen) <= 1024
+    assert len(me._streams[key("a"), 1].seen) <= 1024
+
+
+def test_a_claim_far_above_what_others_hold_is_none():
+    me = core(config=LAN)
+    for peer in P[:2]:
+        me.link_up(peer, 0.0)
+    me.receive(P[0], digest(("o", 1, ((1, 1 << 40),))), 0.0)
+    assert delivered(me.receive(P[1], gossip(1 << 30), 0.0)) == [1 << 30]
+    assert grafts(me.receive(P[1], digest(("o", 1, ((1, 9),))), 0.0)) == []
+    assert me.has_seen(bundle(9 + AHEAD_IDS_MAX))
+    assert me.has_seen(bundle(1 << 30))
+    assert not me.has_seen(bundle(10 + AHEAD_IDS_MAX))
 
 
 def test_a_first_link_that_never_ends_its_digest_holds_nothing_up_for_long():

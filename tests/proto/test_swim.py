@@ -34,7 +34,7 @@ from plumtree_quic.proto.effects import (
     Superseded,
 )
 from plumtree_quic.proto.members import EPOCH_AHEAD_MS, INCARNATION_STEP_MAX, Members
-from plumtree_quic.proto.swim import Swim
+from plumtree_quic.proto.swim import REFUTED_BURST, Swim
 from tests.rigs.membership import DAY_MS, WALL_MS, fact, hello, node_id, record
 
 ALIVE, SUSPECT = MemberState.ALIVE, MemberState.SUSPECT
@@ -240,6 +240,30 @@ def test_records_are_served_with_the_subjects_own_fact_in_frames_of_bounded_size
 # --- probes by the rule of silence ----------------------------------------------------------------
 
 
+def test_a_record_that_is_asked_for_many_times_in_one_question_is_sent_once():
+    rig = Rig("a")
+    rig.know("x")
+    (answer,) = sent(rig.receive("a", RecordsWanted((key("x"),) * 250)), Records)
+    assert len(answer.records) == 1
+
+
+def test_records_above_the_rate_of_one_link_are_asked_for_again_later(monkeypatch):
+    monkeypatch.setattr(swim_module, "RECORDS_SERVED_PER_S", 2.5)
+    monkeypatch.setattr(swim_module, "RECORDS_SERVED_BURST", 3.0)
+    rig = Rig("a", "b")
+    names = [f"n{i}" for i in range(5)]
+    rig.know(*names)
+    asked = RecordsWanted(tuple(key(name) for name in names))
+
+    def served(peer):
+        return sum(len(each.records) for each in sent(rig.receive(peer, asked), Records))
+
+    assert (served("a"), served("a"), served("b")) == (3, 0, 3)
+    rig.run(1.0, alive=("a", "b"))
+    assert served("a") == 2
+    assert rig.swim.counters.records_withheld == 2 + 5 + 2 + 3
+
+
 def test_a_link_on_which_something_fresh_comes_is_never_probed():
     rig = Rig("a")
     assert not sent(rig.run(60, alive=("a",)), Ping)
@@ -304,7 +328,7 @@ def test_a_fresh_echo_ends_the_wait():
     assert not of(rig.run(1.0), MemberSuspected)
 
 
-def test_an_old_or_invented_echo_proves_nothing():
+def test_f12_a_nonce_that_is_used_again_or_invented_proves_nothing():
     rig = Rig("a")
     while not (pings := sent(rig.run(0.1), Ping)):
         pass
@@ -722,6 +746,57 @@ def test_m17_an_incarnation_cannot_be_driven_to_its_end():
     assert rig.table.get(key("x")).rank == (1, 0)
 
 
+def test_hearsay_never_raises_our_incarnation_further_than_others_believe():
+    """One step more than they take, or many that they miss, and nobody would hear us any more."""
+    rig = Rig("a", "b")
+    rig.facts("a", fact("m", SUSPECT, signer="b", incarnation=INCARNATION_STEP_MAX))
+    assert rig.table.own.incarnation == 0
+    for _ in range(100):
+        incarnation = rig.table.own.incarnation + 60
+        rig.facts("a", fact("m", SUSPECT, signer="b", incarnation=incarnation))
+        rig.receive("b", Rows((), (Row(key("m"), 1, incarnation, DEAD),), False))
+    assert rig.table.own.incarnation <= REFUTED_BURST
+
+
+def test_a_flood_of_accusations_is_answered_slowly_and_in_time():
+    rig = Rig("a", "b")
+    began = rig.now
+    while rig.now < began + 3600.0:
+        for _ in range(20):
+            incarnation = rig.table.own.incarnation
+            rig.facts("a", fact("m", SUSPECT, signer="b", incarnation=incarnation))
+        rig.run(10.0, alive=("a", "b"), step=1.0)
+        # Whatever was said of us, our answer leaves before the shortest suspicion ends.
+        assert rig.table.own.incarnation > incarnation
+    a_day = rig.table.own.incarnation * 24
+    assert a_day < INCARNATION_STEP_MAX
+
+
+def test_an_incarnation_that_we_have_signed_is_no_hearsay():
+    rig = Rig("a", "b")
+    rig.receive("a", Records((record("m", incarnation=5_000),)))
+    assert rig.table.own.incarnation == 5_001
+
+
+def test_who_passes_on_an_incarnation_that_seems_too_high_is_not_to_blame_for_it():
+    """Its subject may have told each of us another one."""
+    rig = Rig("a", "b")
+    far = record("b", incarnation=INCARNATION_STEP_MAX + 1)
+    assert not of(rig.receive("a", Records((far,))), Strike)
+    assert of(rig.receive("b", Records((far,))), Strike)
+    assert rig.table.get(key("b")).rank == (1, 0)
+
+
+def test_who_leaves_cannot_leave_in_a_time_far_ahead():
+    """Else nobody could come back under that name, who holds its key rightly or not."""
+    rig = Rig("a", "b")
+    ahead = WALL_MS + EPOCH_AHEAD_MS
+    effects = rig.facts("a", fact("b", LEFT, epoch=ahead + 1))
+    assert not of(effects, MemberLeft)
+    assert rig.table.get(key("b")).rank == (1, 0)
+    assert of(rig.facts("a", fact("b", LEFT, epoch=ahead)), MemberLeft)
+
+
 def test_an_accuser_that_was_refuted_waits_twice_as_long_each_time():
     rig = Rig("a", "b")
     members(rig, "c", "d")
@@ -1065,3 +1140,12 @@ def test_tombstones_are_forgotten_when_their_record_has_expired():
     rig.run(61.0, alive=("a",))
     assert rig.state("b") is None
     assert rig.state("a") is ALIVE
+
+
+def test_who_is_leaving_hears_one_more_accusation_unmoved():
+    rig = Rig("a", "b")
+    members(rig, "x")
+    rig.facts("a", fact("x", SUSPECT, signer="b"))
+    rig.take(rig.swim.leave(rig.now))
+    rig.facts("a", fact("x", SUSPECT, signer="a"))
+    assert rig.state("x") is SUSPECT

@@ -11,6 +11,7 @@ from plumtree_quic.ids import NodeId, member_key
 from plumtree_quic.messages import (
     Announcement,
     Bundle,
+    Digest,
     Facts,
     Gossip,
     Graft,
@@ -62,6 +63,21 @@ class Liar:
                     end.send(each)
 
         self.host._send = lie
+
+    def dawdle(self, seconds):
+        """From now on what it pushes leaves later; all else, announcements too, leaves at once.
+
+        seconds: asked for each push: by how much.
+        """
+        send, after = self.host._send, self.cluster.time.after
+
+        def later(end, message):
+            if isinstance(message, Gossip):
+                after(seconds(), lambda: end.up and end.send(message))
+            else:
+                send(end, message)
+
+        self.host._send = later
 
     # --- forging ----------------------------------------------------------------------------
 
@@ -135,6 +151,14 @@ def withhold(message):
     return [] if isinstance(message, Repair | GraftRefused) else [message]
 
 
+def claim_to_hold_everything(message):
+    """For `twist`: of every origin in a digest it claims all that there will ever be."""
+    if isinstance(message, Digest):
+        rows = tuple(attrs.evolve(row, held=((1, 1 << 40),)) for row in message.rows)
+        return [attrs.evolve(message, rows=rows)]
+    return [message]
+
+
 def answer_with_garbage(message):
     """For `twist`: grafts are answered, with altered bodies; nothing is pushed."""
     if isinstance(message, Gossip):
@@ -151,6 +175,7 @@ __all__ = [
     "alter_bodies",
     "altered",
     "answer_with_garbage",
+    "claim_to_hold_everything",
     "sim_id",
     "withhold",
 ]

@@ -113,6 +113,8 @@ class Evil(QuicConnection):
 
     def _initialize(self, peer_cid):
         super()._initialize(peer_cid)
+        for epoch in self._crypto_buffers:
+            self._crypto_buffers[epoch] = Buffer(capacity=1 << 17)
         self.tls.__class__ = EvilContext
         self.tls.patches = self._patches
         self.tls._request_client_certificate = self._asks and not self._is_client

@@ -40,10 +40,10 @@ class Faults:
     replay: float = 0.0
 
 
-def free_port():
-    """A UDP port of 127.0.0.1 that nobody has at the moment."""
+def free_port(host):
+    """A UDP port of `host` that nobody has at the moment."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return probe.getsockname()[1]
 
 

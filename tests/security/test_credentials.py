@@ -288,6 +288,14 @@ def test_h07_a_certificate_of_tomorrow_is_refused_with_both_clocks(pki):
     assert len(re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", message)) == 2
 
 
+def test_h35_a_clock_before_this_release_is_named_and_not_the_certificate(pki, monkeypatch):
+    monkeypatch.setattr("plumtree_quic.security.identity.CLOCK_FLOOR", utc(days=1))
+    message = refused(pki.node("a"), pki)
+    assert "this machine's clock says" in message
+    assert "correct the clock" in message
+    assert "issue a new one" not in message
+
+
 @pytest.mark.parametrize(
     ("eku", "lacking"),
     [

@@ -28,6 +28,7 @@ from tests.rigs.byzantine import (
     alter_bodies,
     altered,
     answer_with_garbage,
+    claim_to_hold_everything,
     sim_id,
     withhold,
 )
@@ -231,6 +232,41 @@ def test_the_highest_incarnation_of_a_stranger_locks_no_member_out(scene):
     assert all_alive(cluster)
 
 
+def test_nobody_can_be_driven_out_of_reach_by_what_is_said_of_its_incarnation(scene):
+    """Were it to speak above whatever it hears, nobody would believe it any more."""
+    cluster, liar = scene
+    liar.say(Facts((liar.fact(VICTIM, SUSPECT, incarnation=INCARNATION_STEP_MAX),)))
+    cluster.run(1.0)
+    for _ in range(400):
+        ahead = cluster.hosts[VICTIM].core.record.incarnation + 100
+        liar.say(Facts((liar.fact(VICTIM, SUSPECT), liar.fact(VICTIM, SUSPECT, incarnation=ahead))))
+        cluster.run(0.1)
+        assert DEAD not in {host.state_of(VICTIM) for host in honest(cluster)}
+    assert cluster.run(30.0, lambda: all_alive(cluster))
+    assert cluster.hosts[VICTIM].core.record.incarnation < 1_000
+
+
+def test_two_stories_about_itself_set_nobody_against_those_who_pass_them_on(scene):
+    cluster, liar = scene
+    epoch = liar.host.epoch + 1
+    peers = sorted(peer.name for peer in liar.host.links)
+    for number, name in enumerate(peers):
+        incarnation = (1 << 40) if number % 2 else 0
+        liar.say(Records((liar.record(LIAR, epoch=epoch, incarnation=incarnation),)), to=name)
+    cluster.run(60.0)
+    publish_and_settle(cluster, ["n000", VICTIM])
+    assert {strike.peer for host in honest(cluster) for strike in host.strikes} <= {liar.id}
+
+
+def test_nobody_leaves_in_a_time_far_ahead(scene):
+    """With a stolen key, it would keep the name's owner out for ever."""
+    cluster, liar = scene
+    liar.say(Facts((liar.fact(LIAR, LEFT, epoch=(1 << 48) - 1),)))
+    cluster.run(2.0)
+    for host in honest(cluster):
+        assert host.core.table.get(liar.host.core.key).epoch == liar.host.epoch
+
+
 # --- other members' messages --------------------------------------------------------------------
 
 
@@ -280,10 +316,49 @@ def test_announcing_and_withholding_costs_one_graft_timeout_a_try(scene):
     assert cluster.run(10 * config.graft_timeout, lambda: not missing(cluster, since))
 
 
+def test_a_parent_that_is_late_on_purpose_teaches_nobody_to_wait_for_it():
+    """A little later each time, so that it is always within what was waited for before."""
+    cluster = Cluster(seed=24)
+    cluster.ready(24)
+    liar = Liar(cluster, LIAR)
+    delay, slowest = 0.0, 0.0
+    published = {}
+    liar.dawdle(lambda: delay)
+    on_delivered = cluster.journal.on_delivered
+
+    def note(life, effect, ends, now):
+        nonlocal slowest
+        bundle = effect.bundle
+        slowest = max(slowest, now - published.get((bundle.origin, bundle.first), now))
+        on_delivered(life, effect, ends, now)
+
+    cluster.journal.on_delivered = note
+    for step in range(60):
+        delay = 0.05 * (step // 3)
+        for name in ("n000", VICTIM, "n001", "n010"):
+            bundle = cluster.hosts[name].publish()
+            published[bundle.origin, bundle.first] = cluster.time.now
+        cluster.run(0.05)
+    cluster.run(5.0)
+    # Announced within a batch, waited for once, asked and answered.
+    assert slowest < 1.5 * cluster.config.graft_timeout
+
+
 def test_answering_grafts_with_garbage_is_struck_and_costs_one_try(scene):
     cluster, liar = scene
     liar.twist(answer_with_garbage)
     publish_and_settle(cluster, ["n000", VICTIM, "n001"], 10)
+
+
+def test_who_greets_a_joiner_first_does_not_choose_what_it_never_hears(scene):
+    """A joiner takes the first digest for what was before its time: the liar's claims it all."""
+    cluster, liar = scene
+    publish_and_settle(cluster, ["n000", VICTIM], 2)
+    liar.twist(claim_to_hold_everything)
+    cluster.start("n100", LIAR)
+    assert cluster.run(30.0, cluster.agreed)
+    cluster.run(10.0)
+    publish_and_settle(cluster, ["n000", VICTIM, "n001"], 5)
 
 
 def test_two_bundles_under_one_number_are_told_with_their_proof_and_the_first_stands(scene):

@@ -1,8 +1,11 @@
 """The public API as a user's program writes it. Type-checked in strict mode, never run."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_type
+
+import attrs
 
 from plumtree_quic import (
     ConfigError,
@@ -18,8 +21,11 @@ from plumtree_quic import (
     Peer,
     PlumtreeConfig,
     PlumtreeError,
+    Policy,
     QuicConfig,
     Receipt,
+    Subscription,
+    SyncConfig,
 )
 
 
@@ -55,6 +61,13 @@ def configuration() -> PlumtreeConfig:
     assert_type(PlumtreeConfig.wan(), PlumtreeConfig)
     assert_type(PlumtreeConfig.large_cluster(), PlumtreeConfig)
     assert_type(PlumtreeConfig.from_env(), PlumtreeConfig)
+    assert_type(PlumtreeConfig.from_env({"PLUMTREE_LINGER": "2ms"}), PlumtreeConfig)
+    assert_type(PlumtreeConfig.from_toml("node.toml"), PlumtreeConfig)
+    assert_type(PlumtreeConfig.from_toml(Path("node.toml")), PlumtreeConfig)
+    assert_type(attrs.evolve(config, sync=SyncConfig(enabled=False)), PlumtreeConfig)
+    none: int | None = config.max_eager_peers
+    seconds: float = config.graft_timeout
+    print(none, seconds)
     return config
 
 
@@ -67,6 +80,9 @@ class Shop(Delegate):
 
     def on_request(self, sender: NodeId, payload: bytes) -> bytes:
         return payload + sender.encode()
+
+    def on_security_event(self, kind: str, fields: Mapping[str, object]) -> None:
+        print(kind, fields.get("peer"))
 
     def validate(self, message: Message) -> bool:
         return len(message.payload) < 1_000
@@ -96,3 +112,35 @@ async def service(quic: QuicConfig) -> None:
             print(event.kind, event.node_id, event.detail)
             break
         await running.drain()
+        await running.leave()
+        await running.shutdown()
+
+
+async def by_hand(quic: QuicConfig, policy: Policy) -> None:
+    node = Node(
+        quic,
+        listen="0.0.0.0:7946",
+        advertise="10.0.0.5",
+        policy=policy,
+        security_log=Path("security.log"),
+        state_dir="/var/lib/orders",
+    )
+    await node.start()
+    assert_type(node.id, NodeId)
+    assert_type(node.address, str)
+    assert_type(node.config, PlumtreeConfig)
+    assert_type(node.peer_count(), int)
+    assert_type(node.stats(), dict[str, int])
+    assert_type(node.reload_credentials(), bool)
+    assert_type(node.subscribe(), Subscription)
+    node.rebalance()
+    for peer in node.peers():
+        print(peer.node_id, peer.address, peer.eager, peer.rtt_s, peer.score)
+    await node.shutdown()
+
+
+async def from_the_environment() -> None:
+    async with Node.from_env(delegate=Shop()) as node:
+        assert_type(node, Node)
+    assert_type(Node.from_env({"PLUMTREE_CERT": "a.crt"}), Node)
+    Node(QuicConfig("a.crt", "a.key", "ca.crt", crl_path="ca.crl"), policy="policy.toml")
