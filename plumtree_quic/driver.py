@@ -19,6 +19,7 @@ import attrs
 from cryptography import x509
 
 from plumtree_quic import wire
+from plumtree_quic.clocks import Clocks, Jump
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.errors import ConfigError, LinkError, PlumtreeError, WireError
 from plumtree_quic.ids import MemberKey, NodeId, member_key
@@ -62,6 +63,7 @@ from plumtree_quic.proto.effects import (
     Equivocated,
     Link,
     Push,
+    Relink,
     Send,
     SendDatagram,
     Strike,
@@ -252,6 +254,8 @@ class Driver:
         self._resume_at = 0.0
         self._closing = False
         self._beat = 0.0
+        self._clocks: Clocks
+        self._idle_s = 0.0
         # Links that we push to and that are out of room: since when, and which links brought
         # what waits there.
         self._blocked: dict[NodeId, _Blocked] = {}
@@ -284,6 +288,7 @@ class Driver:
                 lane_window=self._config.lane_window,
                 loopback=self._socket.is_loopback,
             )
+            self._idle_s = settings.idle_s
             now = self._loop.time()
             self._endpoint = Endpoint(
                 lambda: self._quic.credentials,
@@ -304,6 +309,7 @@ class Driver:
             raise
         self.started = True
         self._beat = now
+        self._clocks = Clocks(now)
         self._perform(self.core.start(now), now)
         self._turn()
 
@@ -681,10 +687,35 @@ class Driver:
         self._turn()
 
     def _note_lateness(self, now: float) -> None:
-        """Every turn looks: after a stall packets wait too, and their turn comes first."""
+        """Every turn looks: after a stall packets wait too, and their turn comes first.
+
+        This is how garbage collection is noticed, and another thread that keeps the interpreter:
+        a pause in which no timer of ours fell due has harmed no verdict of ours, and one in which
+        a timer did shows as lateness. `gc.callbacks` would tell nothing more, at a price.
+        """
+        if self._closing:
+            return
         late = now - self._timer_at
-        if late > LATE_S and not self._closing:
+        if late > LATE_S:
             self.core.late(late, now)
+        jump = self._clocks.look(now)
+        if jump is not None:
+            self._on_jump(jump, now)
+
+    def _on_jump(self, jump: Jump, now: float) -> None:
+        """Time has passed for our peers, or may have, that our timers know nothing of."""
+        slept_s = max(jump.slept_s, abs(jump.stepped_s))
+        logger.warning(
+            "clocks jumped: asleep for %.1f s, wall clock stepped by %.1f s",
+            jump.slept_s,
+            jump.stepped_s,
+            extra={"event": "clock.jumped", "slept_s": jump.slept_s, "stepped_s": jump.stepped_s},
+        )
+        self.core.slept(slept_s, now)
+        if jump.slept_s >= self._idle_s:
+            # The other ends have given these links up, and our own idle timers stood still.
+            for link in self._endpoint.links():
+                self._endpoint.replace(link.peer, now)
 
     def _turn(self) -> None:
         if self._scheduled is not None:
@@ -1039,6 +1070,8 @@ class Driver:
             self._want(effect, now)  # type: ignore[arg-type]
         elif kind is Unlink:
             self._endpoint.unwant(effect.peer, now)  # type: ignore[union-attr]
+        elif kind is Relink:
+            self._endpoint.replace(effect.peer, now)  # type: ignore[union-attr]
         elif kind is DialSeed:
             self._dial_seed(effect.address)  # type: ignore[union-attr]
         elif kind is Strike:

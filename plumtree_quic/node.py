@@ -56,6 +56,7 @@ from plumtree_quic.proto.effects import (
     PeerPromoted,
     PruneSent,
 )
+from plumtree_quic.proto.health import SCORE_MAX
 from plumtree_quic.security.audit import Audit
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.policy import POLICY_BYTES_MAX, Policy
@@ -78,6 +79,9 @@ logger = logging.getLogger("plumtree_quic")
 SUBSCRIPTION_MESSAGES_MAX = 262_144
 EVENTS_MAX = 1_024
 RATE_WINDOW_S = 60.0
+# Failures of others are known up to seven times as late. A guess: one refutation, or a callback
+# that takes half a second, is no reason to call an operator.
+LOCAL_HEALTH_DEGRADED = 6
 CREDENTIALS_EVERY_S = 1.0
 # When one seed has answered, the others have so long to answer, too.
 OTHER_SEEDS_S = 0.05
@@ -997,6 +1001,12 @@ class Node:
         cached = tree.cache_messages() / self.config.message_cache_max_size
         if cached > limits.cache_utilization_degraded:
             poor.append(f"the message cache is {cached:.0%} full")
+        score = driver.core.local_health
+        if score >= LOCAL_HEALTH_DEGRADED:
+            poor.append(
+                f"this process was late, asleep or cut off: its local health is {score} of "
+                f"{SCORE_MAX} (0 is well), and it takes {1 + score} times as long to doubt others"
+            )
         if 0 < links < min(limits.min_peers_degraded, others):
             poor.append(f"{links} links, min_peers_degraded is {limits.min_peers_degraded}")
         if self._state == "draining":
@@ -1010,8 +1020,9 @@ class Node:
     def stats(self) -> dict[str, int]:
         """Counters since the start; plain integers, cheap to read.
 
-        Those of failure detection begin with swim_, those of the UDP endpoint with net_, those of
-        what waits for certificates or was refused with gate_, those of signatures with keys_.
+        local_health is no counter but Lifeguard's score of now, 0 (well) to 8. Counters of failure
+        detection begin with swim_, those of the UDP endpoint with net_, those of what waits for
+        certificates or was refused with gate_, those of signatures with keys_.
         """
         driver = self._running()
         return {
@@ -1024,6 +1035,7 @@ class Node:
             "security_log_errors": self._audit.write_errors,
             "links": len(driver.core.peers()),
             "members_alive": driver.core.table.alive_count(),
+            "local_health": driver.core.local_health,
             "parked_expired": driver.core.parked_expired,
             **{f"swim_{name}": count for name, count in driver.core.swim_counters().items()},
             **{f"net_{name}": count for name, count in driver.net_counters().items()},

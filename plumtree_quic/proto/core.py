@@ -250,6 +250,11 @@ class Core:
     def late(self, seconds: float, now: float) -> None:
         """This process was late by `seconds`: what fell into the stall accuses nobody."""
         self._swim.late(seconds, now)
+        self._overlay.late(seconds)
+
+    def slept(self, seconds: float, now: float) -> None:
+        """`seconds` have passed that `now` does not count, or a clock jumped by so much."""
+        self._swim.slept(seconds, now)
 
     def renew(self, now: float) -> list[Effect]:
         """Our key has changed: our record and our last word are signed anew, and told."""
@@ -310,6 +315,13 @@ class Core:
     def broadcasts(self) -> Plumtree:
         """The broadcast half, for its counters and queries alone."""
         return self._plumtree
+
+    @property
+    def local_health(self) -> int:
+        """Lifeguard's score of ourselves, 0 (well) to 8: probes and suspicions that rest on our
+        word take one time longer for each point.
+        """
+        return self._swim.health.score
 
     def swim_counters(self) -> dict[str, int]:
         """What failure detection has counted since the start, by name."""

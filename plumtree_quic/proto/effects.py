@@ -27,6 +27,7 @@ __all__ = [
     "PeerPromoted",
     "PruneSent",
     "Push",
+    "Relink",
     "Send",
     "SendDatagram",
     "Strike",
@@ -73,6 +74,16 @@ class Link:
 @attrs.frozen
 class Unlink:
     """The overlay no longer wants the link to `peer`; it goes when the peer wants it neither."""
+
+    peer: NodeId
+
+
+@attrs.frozen
+class Relink:
+    """The link to `peer` has failed, and not the peer, as far as we can tell: dial it anew.
+
+    What the old link still brings counts until the new one is up.
+    """
 
     peer: NodeId
 
@@ -207,6 +218,7 @@ Effect = (
     | SendDatagram
     | Link
     | Unlink
+    | Relink
     | DialSeed
     | Deliver
     | PeerPromoted

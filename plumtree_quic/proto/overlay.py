@@ -185,6 +185,11 @@ class Overlay:
         self._mark(self._failed, peer)
         return self._follow(now)
 
+    def late(self, seconds: float) -> None:
+        """This process stood still: whoever has not greeted us meanwhile has not failed."""
+        for peer in self._greeting:
+            self._greeting[peer] += seconds
+
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""
         greeting = next(iter(self._greeting.values()), None)

@@ -6,6 +6,10 @@ SWIM (Das et al. 2002) with Lifeguard (Dadgar et al. 2018), changed where links 
   advance: silence decides, not lateness (ARCHITECTURE section 4).
 - An accusation makes everybody who is linked with the accused probe it at once: that is SWIM's
   indirect probe, without asking anybody to do it.
+- Whoever has heard nothing on any link since it began to wait asks the others before it accuses
+  one: that is Lifeguard's nack. When all are silent it re-dials them first: its own address may
+  have changed.
+- An accuser who was refuted takes its link for broken, not the member, and re-dials.
 - Each node concludes a death by itself; nobody can declare another one dead.
 
 A fact is acted on when it is news, and passed on, once, to every link that has not brought it.
@@ -45,14 +49,16 @@ from plumtree_quic.proto.effects import (
     MemberLeft,
     MemberSuspected,
     MemberUpdated,
+    Relink,
     Send,
     SendDatagram,
     Strike,
     Superseded,
 )
+from plumtree_quic.proto.health import LocalHealth
 from plumtree_quic.proto.members import INCARNATION_STEP_MAX, Member, Members
 from plumtree_quic.proto.piggyback import Piggyback
-from plumtree_quic.proto.suspicion import Suspicion, suspicion_s
+from plumtree_quic.proto.suspicion import ACCUSERS_FULL, Suspicion, suspicion_s
 
 __all__ = ["Swim", "SwimCounters"]
 
@@ -70,10 +76,18 @@ RECORDS_SERVED_PER_S = 1_000.0
 RECORDS_SERVED_BURST = 10_000.0
 # How long a member that we should be linked with may be without a link, in probe intervals.
 UNLINKED_INTERVALS = 3
+# All links silent for so many probe intervals: it is more likely us (ARCHITECTURE section 4).
+DEAF_INTERVALS = 2
 # An accuser that was refuted waits longer each time before it accuses the same member again.
 PATIENCE_FACTOR = 2.0
 PATIENCE_MAX_S = 60.0
 VOTES_MAX = 8
+# Lifeguard, section IV-B: only the first confirmations are passed on, for more shorten nothing.
+# One above the three that count, for who is unwell does not count its own.
+VOTES_TOLD = ACCUSERS_FULL + 1
+# After a stall a suspicion lasts one probe interval more, if it would have without the stall: what
+# refutes it waits in the socket or rides on the pings that others send us now.
+RESUMED_INTERVALS = 1
 # Our own timer was this late: what happened meanwhile is our fault. Above a loop's usual jitter.
 LATE_S = 0.05
 
@@ -122,7 +136,9 @@ class SwimCounters:
     records_refused: int = 0
     records_withheld: int = 0
     members_failed: int = 0
+    links_failed: int = 0
     late_ms: int = 0
+    slept_ms: int = 0
 
 
 @attrs.define(eq=False)
@@ -130,6 +146,7 @@ class _Link:
     """One link as probing sees it.
 
     due: when to look at it next. waiting_since: our first ping that nothing fresh has followed.
+    asked_others: its end was held up to ask the others for a sign. deaf: and none has come.
     failed: that wait has ended in a failed probe. queue: keys to ask for, and whether each is a
     stranger's. asked: keys with their deadlines.
     """
@@ -141,6 +158,8 @@ class _Link:
     gap_s: float
     silent_after_s: float = 0.0
     waiting_since: float | None = None
+    asked_others: bool = False
+    deaf: bool = False
     failed: bool = False
     nonces: deque[bytes] = attrs.field(factory=lambda: deque(maxlen=NONCES_MAX))
     queue: dict[MemberKey, bool] = attrs.field(factory=dict)
@@ -178,11 +197,19 @@ class _Link:
         self.ping_tokens -= 1.0
         return True
 
+    def wait_from(self, now: float) -> None:
+        """Begin to wait for something fresh."""
+        self.waiting_since = now
+        self.asked_others = self.deaf = self.failed = False
+
 
 @attrs.define
 class _Patience:
+    """After a refutation: how long, until when, and whether the link was dialled anew meanwhile."""
+
     wait_s: float
     until: float
+    relinked: bool = False
 
 
 _FactId = tuple[MemberKey, int, int, MemberState, MemberKey]
@@ -217,6 +244,7 @@ class Swim:
     ) -> None:
         self.table = members
         self.counters = SwimCounters()
+        self.health = LocalHealth(config.probe_interval, config.probe_timeout)
         self._config = config
         self._rng = rng
         self._make_record = make_record
@@ -232,6 +260,7 @@ class Swim:
         self._stale: dict[MemberKey, None] = {}
         self._riding = Piggyback()
         self._excused_until = float("-inf")
+        self._relinked_at = float("-inf")
         self._compare_at: float | None = None
         self._renew_at: float | None = None
         # What hearsay may still raise our incarnation by, and when a refutation that waits is due.
@@ -335,19 +364,48 @@ class Swim:
     def late(self, seconds: float, now: float) -> None:
         """Our own loop stood still for `seconds`: nobody is accused for what fell into it."""
         self.counters.late_ms += round(seconds * 1000)
-        # What waits in the socket is read first, and a last ping may still be answered.
-        excuse_s = min(2 * seconds, self._config.probe_timeout)
-        self._excused_until = max(self._excused_until, now + excuse_s)
+        if self.health.stalled(seconds, now):
+            self._excuse(now)
         if self._wake_at is not None:
             self._wake_at = max(self._wake_at, now)
         for link in self._links.values():
             if link.waiting_since is not None:
                 link.waiting_since += seconds
+        enough = now + RESUMED_INTERVALS * self._config.probe_interval
         for suspicion in self._suspicions.values():
-            suspicion.started_at += seconds
-            suspicion.deadline += seconds
+            suspicion.put_off(min(seconds, max(0.0, enough - suspicion.deadline)))
+        for patience in self._patience.values():
+            patience.until += seconds
         for key in self._unlinked:
             self._unlinked[key] += seconds
+
+    def slept(self, seconds: float, now: float) -> None:
+        """`seconds` have passed for others that `now` does not count, or a clock says so.
+
+        A suspended machine, or a wall clock that jumped, either way: it may be the trace of a
+        virtual machine that stood still. Every wait for an echo begins anew, and a suspicion gives
+        those who can refute it the time that a lost link gets to come back.
+        """
+        self.counters.slept_ms += round(seconds * 1000)
+        if not self.health.stalled(seconds, now):
+            return
+        self._excuse(now)
+        for link in self._links.values():
+            if link.waiting_since is not None:
+                link.wait_from(now)
+        enough = now + UNLINKED_INTERVALS * self._config.probe_interval
+        for suspicion in self._suspicions.values():
+            suspicion.put_off(max(0.0, enough - suspicion.deadline))
+        for key in self._unlinked:
+            self._unlinked[key] = now + self._unlinked_s()
+
+    def _excuse(self, now: float) -> None:
+        """What waits in the socket is read first, and a last ping may still be answered.
+
+        Not twice within two time-outs: a loop that is late all the time must know of the dead, too.
+        """
+        if now >= self._excused_until + self._config.probe_timeout:
+            self._excused_until = now + self._config.probe_timeout
 
     def want_record(self, peer: NodeId, key: MemberKey, now: float) -> list[Effect]:
         """Ask `peer` for the record of a member that is unknown here."""
@@ -425,11 +483,16 @@ class Swim:
     # --- probes ---------------------------------------------------------------------------------
 
     def _gap_s(self) -> float:
-        return self._config.probe_interval * self._rng.uniform(*PROBE_GAP_INTERVALS)
+        gap_s = self._config.probe_interval * self._rng.uniform(*PROBE_GAP_INTERVALS)
+        return gap_s * self.health.stretch
+
+    def _timeout_s(self) -> float:
+        return self._config.probe_timeout * self.health.stretch
 
     def _hear(self, link: _Link, now: float) -> None:
         """Something fresh: the wait is over. The next look at the link is put off lazily."""
         link.fresh_at = now
+        self.health.heard(now)
         if link.waiting_since is not None:
             link.waiting_since = None
             link.failed = False
@@ -452,29 +515,75 @@ class Swim:
                 link.due = link.fresh_at + link.gap_s
                 return []
             return self._probe(link, now)
-        effects: list[Effect] = []
+        timeout_s = self._timeout_s()
         verdict_at = max(
-            link.waiting_since + max(config.probe_timeout, link.silent_after_s),
-            self._excused_until,
+            link.waiting_since + max(timeout_s, link.silent_after_s), self._excused_until
         )
-        if now >= verdict_at:
-            if not link.failed:
-                link.failed = True
-                self.counters.probes_failed += 1
-            effects += self._accuse(link.key, now)
-            link.due = now + config.probe_interval
-        else:
-            link.due = min(now + config.probe_timeout / PINGS_PER_TIMEOUT, verdict_at)
-            if link.due == verdict_at and verdict_at - now < config.probe_timeout / 10:
+        if now < verdict_at:
+            link.due = min(now + timeout_s / PINGS_PER_TIMEOUT, verdict_at)
+            if link.due == verdict_at and verdict_at - now < timeout_s / 10:
                 # Too late for an echo before the verdict.
-                return effects
+                return []
+            return [self._ping(link)]
+        effects: list[Effect] = []
+        if not link.failed:
+            held_up = self._ask_others(link, link.waiting_since, now)
+            if held_up is not None:
+                link.due = now + config.probe_timeout / PINGS_PER_TIMEOUT
+                return [*held_up, self._ping(link)]
+            link.failed = True
+            self.counters.probes_failed += 1
+            patience = self._patience.get(link.key)
+            if patience is not None and now < patience.until and not patience.relinked:
+                # Once: who stands still again and again is not helped by handshakes.
+                patience.relinked = True
+                self.counters.links_failed += 1
+                effects.append(Relink(link.peer))
+        effects += self._accuse(link.key, now)
+        link.due = now + config.probe_interval
         return [*effects, self._ping(link)]
+
+    def _ask_others(self, link: _Link, since: float, now: float) -> list[Effect] | None:
+        """What to do before we take the silence of `link` for the other end's; None: nothing.
+
+        When others are linked with us and none has been heard `since` we began to wait, it may be
+        us who hear nothing. They are asked at once. If all stay silent, all are dialled anew, and
+        have as long to answer as a member without a link.
+        """
+        others = [
+            other
+            for other in self._links.values()
+            if other is not link and self.table.state_of(other.key) in (_ALIVE, _SUSPECT)
+        ]
+        if not others:
+            return None
+        newest = max(other.fresh_at for other in others)
+        if newest >= since:
+            return None
+        effects: list[Effect] = []
+        if not link.asked_others:
+            link.asked_others = True
+            for other in others:
+                if other.waiting_since is None:
+                    effects += self._probe(other, now)
+            return effects
+        if not link.deaf:
+            link.deaf = True
+            self.health.deaf(now)
+        deaf_at = max(newest, link.fresh_at) + DEAF_INTERVALS * self._config.probe_interval
+        if now < deaf_at:
+            return effects
+        if self._relinked_at < max(newest, link.fresh_at):
+            self._relinked_at = now
+            for each in (link, *others):
+                self.counters.links_failed += 1
+                effects.append(Relink(each.peer))
+        return effects if now < self._relinked_at + self._unlinked_s() else None
 
     def _probe(self, link: _Link, now: float) -> list[Effect]:
         """Begin to wait for something fresh."""
-        link.waiting_since = now
-        link.failed = False
-        link.due = self._at(now + self._config.probe_timeout / PINGS_PER_TIMEOUT)
+        link.wait_from(now)
+        link.due = self._at(now + self._timeout_s() / PINGS_PER_TIMEOUT)
         return [self._ping(link)]
 
     def _ping(self, link: _Link) -> SendDatagram:
@@ -505,8 +614,11 @@ class Swim:
 
     # --- members without a link -----------------------------------------------------------------
 
+    def _unlinked_s(self) -> float:
+        return UNLINKED_INTERVALS * self._config.probe_interval * self.health.stretch
+
     def _miss(self, key: MemberKey, now: float) -> None:
-        self._unlinked[key] = self._at(now + UNLINKED_INTERVALS * self._config.probe_interval)
+        self._unlinked[key] = self._at(now + self._unlinked_s())
 
     def _fire_unlinked(self, key: MemberKey, now: float) -> list[Effect]:
         """Dialled again for long enough: this counts like a failed probe."""
@@ -574,8 +686,7 @@ class Swim:
         self._settle(row, _ALIVE)
         link = self._links.get(row.node_id)
         if link is not None and was is not _ALIVE and link.waiting_since is not None:
-            link.waiting_since = now
-            link.failed = False
+            link.wait_from(now)
 
     def _settle(self, row: Member, state: MemberState) -> None:
         self._suspicions.pop(row.key, None)
@@ -593,8 +704,7 @@ class Swim:
         if not self._is_monitor(self.table.own.node_id, row.node_id):
             # Nobody would count it: those who watch it see for themselves.
             return []
-        patience = self._patience.get(key)
-        if patience is not None and now < patience.until:
+        if self._is_patient(key, now):
             return []
         self.counters.accusations_made += 1
         fact = self._make_fact(key, row.epoch, row.incarnation, _SUSPECT)
@@ -606,18 +716,40 @@ class Swim:
         row.accusations[fact.signer] = fact
         if row.state is _DEAD:
             return []
-        self._pass_on(fact, peer, now)
+        if len(row.accusations) <= VOTES_TOLD:
+            self._pass_on(fact, peer, now)
         if row.state is _ALIVE:
             return self._become_suspect(row, now)
         suspicion = self._suspicions.get(row.key)
         if suspicion is not None:
             # Who is leaving waits for nobody's end any more.
             suspicion.confirm(*self._stakes(row))
-            self._at(suspicion.deadline)
+            # It may be past already; a wake-up that is, would look like a stall of ours.
+            self._at(max(now, suspicion.deadline))
         return []
+
+    def _is_patient(self, key: MemberKey, now: float) -> bool:
+        """Whether we were refuted so short a while ago that we rather doubt our link."""
+        patience = self._patience.get(key)
+        return patience is not None and now < patience.until
 
     def _stakes(self, row: Member) -> tuple[float, int, int]:
         return self._config.suspicion_timeout, len(row.accusations), self.table.alive_count()
+
+    def _is_over(self, suspicion: Suspicion, row: Member, now: float) -> bool:
+        """Whether a suspicion whose deadline has come has lasted long enough for us, too.
+
+        Who is unwell does not trust its own word: only what others say makes it shorter.
+        """
+        stretch = self.health.stretch
+        if stretch == 1:
+            return True
+        shortest_s, accusers, members = self._stakes(row)
+        others = accusers - (self.table.me in row.accusations)
+        ends = suspicion.counted_from + suspicion_s(shortest_s, others, members, stretch)
+        # Looked at again before that: we may get well.
+        suspicion.deadline = min(ends, now + self._config.probe_interval)
+        return ends <= now
 
     def _fire_suspicion(self, suspicion: Suspicion, now: float) -> list[Effect]:
         row = self.table.get(suspicion.key)
@@ -626,6 +758,8 @@ class Swim:
             return []
         if now < self._excused_until:
             suspicion.deadline = self._excused_until
+            return []
+        if not self._is_over(suspicion, row, now):
             return []
         link = self._links.get(row.node_id)
         if link is not None and link.fresh_at > suspicion.started_at and not link.failed:
@@ -648,6 +782,7 @@ class Swim:
             return []
         self._refute_at = None
         self.counters.refutations += 1
+        self.health.refuted(now)
         self.table.renew(own, self._make_record(own.incarnation + rise))
         self._pass_on(self._speak(_ALIVE), None, now)
         return []

@@ -33,6 +33,7 @@ from plumtree_quic.proto.effects import (
     Effect,
     Link,
     Push,
+    Relink,
     Send,
     SendDatagram,
     Strike,
@@ -208,6 +209,10 @@ class Host:
     def awake(self) -> bool:
         """Whether the process lives and runs."""
         return self.alive and self.cluster.time.now >= self._paused_until
+
+    def asleep_s(self) -> float:
+        """How long the process stands still yet; 0 while it runs, and when it is gone."""
+        return max(0.0, self._paused_until - self.cluster.time.now) if self.alive else 0.0
 
     # --- inputs ---------------------------------------------------------------------------------
 
@@ -424,6 +429,8 @@ class Host:
                     self._want(peer)
                 case Unlink(peer):
                     self._unwant(peer)
+                case Relink(peer):
+                    self._relink(peer)
                 case DialSeed(address):
                     self._dial_seed(address)
                 case Strike():
@@ -498,6 +505,12 @@ class Host:
         if end is not None:
             self._send(end, Wanted(False))
             self._close_unwanted(end)
+
+    def _relink(self, peer: NodeId) -> None:
+        """Dial anew. Here the older link ends first; what waits on it is lost."""
+        end = self.links.get(peer)
+        if end is not None:
+            end.close("silent")
 
     def _close_unwanted(self, end: End) -> None:
         if end.up and not end.wanted_by_peer and end.peer not in self._wanted:

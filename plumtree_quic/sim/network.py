@@ -71,6 +71,9 @@ class Port(Protocol):
     def awake(self) -> bool:
         """Whether the process lives and runs."""
 
+    def asleep_s(self) -> float:
+        """How long the process stands still yet; 0 while it runs, and when it is gone."""
+
     def frame(self, end: "End", message: Message) -> None:
         """A frame arrived."""
 
@@ -231,7 +234,12 @@ class End:
         if self.link.broken or not other.up:
             return
         time = network.time
-        if not network.passes(self.owner.id, self.peer) or not other.owner.awake():
+        passes = network.passes(self.owner.id, self.peer)
+        if not passes or not other.owner.awake():
+            if passes and (asleep_s := other.owner.asleep_s()):
+                # It waits in the socket.
+                time.after(asleep_s, self._arrive, lane)
+                return
             wait = min(self.pto_s * (1 << min(lane.attempts, 16)), RETRY_MAX_S)
             lane.attempts += 1
             time.after(wait, self._arrive, lane)
@@ -307,9 +315,13 @@ class End:
 
     def _arrive_datagram(self, body: bytes) -> None:
         other, network = self.other, self.network
-        if self.link.broken or not other.up or not other.owner.awake():
+        if self.link.broken or not other.up:
             return
         if not network.passes(self.owner.id, self.peer):
+            return
+        if not other.owner.awake():
+            if asleep_s := other.owner.asleep_s():
+                network.time.after(asleep_s, self._arrive_datagram, body)
             return
         message = wire.decode_datagram(body)
         assert message is not None

@@ -856,6 +856,42 @@ def test_b36_a_stale_datagram_is_dropped_and_not_sent():
     assert datagrams(b) == [nonce(2)]
 
 
+def test_a_probe_goes_before_gossip_and_waits_at_most_one_congestion_window():
+    net = Net()
+    a, b = net.linked()
+    link = a.link(b)
+    for number in range(100):
+        link.send(direct(number, 2_000))
+    a.pump()
+    # The window is full, and many times as much is with the engine already.
+    assert net.until(
+        lambda: link.path().bytes_in_flight > link.path().window_bytes - 1_500, 1.0, step_s=0.0005
+    )
+    path = link.path()
+    b.events.clear()
+    assert link.engine.unacknowledged_bytes() > 5 * path.window_bytes
+    a.link(b).send_datagram(Ping(nonce(1)), net.now + 5)
+    a.pump()
+    assert net.until(lambda: datagrams(b), 1.0, step_s=0.001)
+    kinds = [type(each) for each in b.events if isinstance(each, DatagramReceived | Received)]
+    before = kinds[: kinds.index(DatagramReceived)].count(Received)
+    assert before * 2_000 <= path.window_bytes
+    assert before > 0
+
+
+def test_a_probe_leaves_in_the_same_turn_before_gossip_that_was_queued_first():
+    net = Net()
+    a, b = net.linked()
+    link = a.link(b)
+    for number in range(4):
+        link.send(direct(number, 2_000))
+    link.send_datagram(Ping(nonce(1)), net.now + 1)
+    a.pump()
+    net.run(0.5)
+    kinds = [type(each) for each in b.events if isinstance(each, DatagramReceived | Received)]
+    assert kinds == [DatagramReceived] + 4 * [Received]
+
+
 F12 = {
     "empty": b"",
     "one byte": b"\x70",

@@ -27,6 +27,7 @@ from plumtree_quic.proto.effects import (
     MemberLeft,
     MemberSuspected,
     MemberUpdated,
+    Relink,
     Send,
     SendDatagram,
     Strike,
@@ -388,7 +389,10 @@ def test_m11_a_late_timer_of_our_own_is_noticed_without_being_told():
     rig.flush()
     assert not of([each for _, each in rig.out], MemberSuspected)
     assert rig.swim.counters.late_ms > 29_000
-    assert of(rig.run(2.0), MemberSuspected)
+    # Half a minute is the worst score: its time-out is nine times the usual.
+    assert rig.swim.health.stretch == 9
+    assert not of(rig.run(8 * rig.config.probe_timeout), MemberSuspected)
+    assert of(rig.run(rig.config.probe_timeout), MemberSuspected)
 
 
 def test_m11_a_stall_prolongs_suspicions():
@@ -399,6 +403,160 @@ def test_m11_a_stall_prolongs_suspicions():
     rig.swim.late(60.0, rig.now)
     rig.flush()
     assert rig.state("a") is SUSPECT
+
+
+def test_m11_a_loop_that_is_late_all_the_time_still_knows_of_the_dead():
+    rig = Rig("a", "b")
+    for _ in range(120):
+        rig.now += 0.4
+        rig.swim.late(0.3, rig.now)
+        rig.hear("b")
+        rig.flush()
+    assert rig.state("a") is not ALIVE
+
+
+def test_m11_a_stall_gives_a_suspicion_one_more_probe_interval_and_not_the_whole_stall():
+    rig = Rig("a")
+    members(rig, "x", "b", "c", "d")
+    rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in "bcd"))
+    rig.now += 60.0
+    rig.swim.late(60.0, rig.now)
+    assert not of(rig.run(0.9, alive=("a",)), MemberFailed)
+    assert of(rig.run(0.2, alive=("a",)), MemberFailed)
+
+
+def test_m12_after_a_sleep_that_no_timer_shows_waits_begin_anew_and_suspicions_last_longer():
+    rig = Rig("a", "b", "c")
+    members(rig, "x", "y", "z")
+    rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in ("b", "y", "z")))
+    rig.run(3.0, alive=("b", "c"))
+    assert rig.swim._links[node_id("a")].waiting_since is not None
+    rig.swim.slept(3_600.0, rig.now)
+    assert rig.swim.health.stretch == 9
+    assert rig.swim._links[node_id("a")].waiting_since == rig.now
+    assert not of(rig.run(2.9, alive=("b", "c")), MemberFailed)
+    assert of(rig.run(0.2, alive=("b", "c")), MemberFailed) == [MemberFailed(node_id("x"))]
+
+
+def test_m12_a_sleep_too_short_to_matter_changes_nothing():
+    rig = Rig("a", "b")
+    rig.run(1.9, alive=("b",))
+    before = rig.swim._links[node_id("a")].waiting_since
+    rig.swim.slept(0.2, rig.now)
+    assert rig.swim._links[node_id("a")].waiting_since == before
+    assert rig.swim.health.score == 0
+    assert rig.swim.counters.slept_ms == 200
+
+
+# --- local health ---------------------------------------------------------------------------------
+
+
+def unwell(rig, score=8):
+    rig.swim.health.stalled(score * rig.config.probe_timeout / 2, rig.now)
+    assert rig.swim.health.score == score
+    return rig
+
+
+def stay_unwell(rig, seconds, alive):
+    """Run without getting any better."""
+    effects = []
+    for _ in range(round(seconds / 0.1)):
+        rig.swim.health.stalled(4.0, rig.now)
+        effects += rig.run(0.1, alive=alive)
+    return effects
+
+
+def test_a_failed_probe_while_others_are_heard_says_nothing_of_ourselves():
+    rig = Rig("a", "b")
+    rig.run(4.0, alive=("b",))
+    assert rig.swim.counters.probes_failed == 1
+    assert rig.swim.health.score == 0
+
+
+def test_failed_probes_while_nobody_is_heard_are_held_against_ourselves():
+    rig = Rig("a", "b", "c")
+    rig.run(4.0)
+    assert rig.swim.health.score == 3
+
+
+def test_a_refutation_is_held_against_ourselves():
+    rig = Rig("a", "b")
+    rig.facts("a", fact("m", SUSPECT, signer="b"))
+    assert rig.swim.health.score == 1
+
+
+def test_local_health_stretches_the_probe_interval():
+    for seed in range(20):
+        rig = Rig("a", seed=seed)
+        unwell(rig)
+        rig.swim._links[node_id("a")].gap_s = rig.swim._gap_s()
+        first = next(at for at in range(40) if sent(rig.run(1.0), Ping))
+        assert 8 <= first <= 18
+
+
+def test_local_health_stretches_the_probe_timeout():
+    rig = Rig("a", "b")
+    while not sent(rig.run(0.05, alive=("b",)), Ping, "a"):
+        pass
+    assert not of(stay_unwell(rig, 9 * rig.config.probe_timeout - 0.2, ("b",)), MemberSuspected)
+    assert of(stay_unwell(rig, 0.4, ("b",)), MemberSuspected)
+
+
+def test_local_health_stretches_a_suspicion_that_rests_on_our_own_word():
+    rig = Rig("a", "b")
+    members(rig, "c", "d", "e")
+    rig.run(4.0, alive=("b",))
+    assert rig.state("a") is SUSPECT
+    assert not of(stay_unwell(rig, 9 * 15.0 - 4.0, ("b",)), MemberFailed)
+    assert of(stay_unwell(rig, 5.0, ("b",)), MemberFailed)
+
+
+def test_a_suspicion_that_rested_on_our_own_word_is_shortened_when_we_get_well():
+    rig = unwell(Rig("a", "b"))
+    members(rig, "c", "d", "e")
+    effects = rig.run(40.0, alive=("b",))
+    assert rig.swim.health.score == 0
+    assert of(effects, MemberFailed) == [MemberFailed(node_id("a"))]
+
+
+def test_local_health_stretches_no_suspicion_that_three_others_stand_by():
+    rig = Rig("a")
+    members(rig, "x", "b", "c", "d")
+    rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in "bcd"))
+    assert not of(stay_unwell(rig, 4.9, ("a",)), MemberFailed)
+    assert of(stay_unwell(rig, 0.3, ("a",)), MemberFailed)
+
+
+def test_who_hears_nothing_on_any_link_asks_the_others_before_it_accuses_one():
+    rig = Rig("a", "b", "c")
+    rig.swim._links[node_id("a")].due = rig.swim._at(rig.now + 0.6)
+    rig.swim._links[node_id("a")].gap_s = 0.6
+    # The others are not due yet, and have been silent as long.
+    effects = rig.run(1.15)
+    assert {each.peer for each in of(effects, SendDatagram)} == {node_id(name) for name in "abc"}
+    assert not of(effects, MemberSuspected)
+    rig.hear("b")
+    assert of(rig.run(0.3, alive=("b",)), MemberSuspected) == [MemberSuspected(node_id("a"))]
+    assert rig.swim.health.score == 0
+
+
+def test_a_node_that_hears_nothing_on_all_links_re_dials_them_before_it_accuses_anybody():
+    rig = Rig("a", "b", "c")
+    effects = rig.run(2.9)
+    assert [each.peer for each in of(effects, Relink)] == [node_id(name) for name in "abc"]
+    assert not of(effects, MemberSuspected)
+    # Once; and what does not come back is accused all the same.
+    effects = rig.run(60.0)
+    assert not of(effects, Relink)
+    assert {each.node_id for each in of(effects, MemberSuspected)} == {
+        node_id(name) for name in "abc"
+    }
+
+
+def test_a_node_with_a_single_link_has_nobody_else_to_ask():
+    rig = Rig("a")
+    assert of(rig.run(3.0), MemberSuspected)
+    assert rig.swim.health.score == 0
 
 
 # --- members without a link -----------------------------------------------------------------------
@@ -457,6 +615,17 @@ def test_three_accusers_give_the_suspicion_time():
     rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in "bcd"))
     assert not of(rig.run(4.9, alive=("a",)), MemberFailed)
     assert of(rig.run(0.2, alive=("a",)), MemberFailed)
+
+
+def test_a_third_accuser_that_comes_late_ends_the_suspicion_and_is_no_stall_of_ours():
+    rig = Rig("a")
+    members(rig, "x", "b", "c", "d")
+    rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in "bc"))
+    rig.run(7.0, alive=("a",))
+    rig.facts("a", fact("x", SUSPECT, signer="d"))
+    assert of(rig.flush(), MemberFailed)
+    assert rig.swim.counters.late_ms == 0
+    assert rig.swim.health.score == 0
 
 
 def test_m17_an_accuser_has_one_vote_per_incarnation():
@@ -639,6 +808,36 @@ def test_an_accuser_that_was_refuted_waits_twice_as_long_each_time():
         accused.append(rig.now - started)
         rig.facts("b", fact("a", ALIVE, incarnation=incarnation))
     assert all(b >= 1.5 * a for a, b in itertools.pairwise(accused))
+
+
+def test_an_accuser_that_was_refuted_reports_a_failed_link_instead():
+    rig = Rig("a", "b")
+    members(rig, "c", "d")
+    rig.run(4.0, alive=("b",))
+    assert rig.state("a") is SUSPECT
+    rig.out.clear()
+    rig.facts("b", fact("a", ALIVE, incarnation=1))
+    # Others hear it; we still do not.
+    effects = rig.run(1.9, alive=("b",))
+    assert of(effects, Relink) == [Relink(node_id("a"))]
+    assert rig.swim.counters.links_failed == 1
+    assert rig.state("a") is ALIVE
+
+
+def test_of_many_accusations_four_are_passed_on_for_more_shorten_nothing():
+    rig = Rig("a", "l")
+    names = members(rig, "x", *(f"v{number}" for number in range(8)))[1:]
+    rig.facts("a", *(fact("x", SUSPECT, signer=name) for name in names))
+    assert len(facts_to(rig.flush(), "l")) == 4
+    assert len(rig.table.get(key("x")).accusations) == 8
+
+
+def test_pings_go_only_where_a_link_exists():
+    rig = Rig("a", "b")
+    members(rig, "x", "c", "d")
+    effects = rig.facts("a", fact("x", SUSPECT, signer="b"))
+    effects += rig.run(20.0, alive=("a",))
+    assert {each.peer for each in of(effects, SendDatagram)} == {node_id("b")}
 
 
 def test_a_member_that_nobody_can_find_is_declared_failed_once():

@@ -25,9 +25,13 @@ class Port:
         self.writable_at = []
         self.downs = []
         self.asleep = False
+        self.wakes_at = None
 
     def awake(self):
-        return not self.asleep
+        return not self.asleep and (self.wakes_at is None or self.time.now >= self.wakes_at)
+
+    def asleep_s(self):
+        return 0.0 if self.wakes_at is None else max(0.0, self.wakes_at - self.time.now)
 
     def frame(self, end, message):
         self.got.append((self.time.now, message))
@@ -125,6 +129,18 @@ def test_a_close_reaches_the_other_end_one_way_later():
     assert pair.a.downs == [(100.0, "not wanted")]
     pair.time.run(1.0)
     assert pair.b.downs == [(100.0 + pair.end.latency_s, "not wanted")]
+
+
+def test_what_comes_while_a_process_stands_still_waits_in_its_socket():
+    pair = Pair()
+    pair.b.wakes_at = 105.0
+    pair.end.send(direct(1))
+    pair.end.send_datagram(Ping(bytes(8)), 1.0)
+    pair.time.run(4.9)
+    assert pair.b.got == pair.b.datagrams == []
+    pair.time.run(0.2)
+    assert pair.b.got == [(105.0, direct(1))]
+    assert pair.b.datagrams == [(105.0, Ping(bytes(8)))]
 
 
 def test_a_dead_peer_is_noticed_by_silence_alone():
