@@ -637,13 +637,20 @@ class Plumtree:
                 origin.challenger = None
                 self._prune(origin, rival, now, effects)
             return
+        if self._was_pruned(origin, link, now):
+            return
         if self._is_nearer(stream, link, message.hop - 1, bundle.last):
             self._move_inside(origin, link, now, effects)
-            return
-        # What was on its way when the first prune left needs no second one.
-        pause_s = max(self._config.graft_timeout, 4 * link.rtt_s)
-        if now - origin.pruned_at.get(link.peer, -inf) >= pause_s:
+        else:
             self._prune(origin, link, now, effects)
+
+    def _was_pruned(self, origin: _Origin, link: _Link, now: float) -> bool:
+        """Whether what comes by `link` may have left before our last prune got there.
+
+        It needs no second prune, and does not show that more will come.
+        """
+        pause_s = max(self._config.graft_timeout, 4 * link.rtt_s)
+        return now - origin.pruned_at.get(link.peer, -inf) < pause_s
 
     # --- trees ----------------------------------------------------------------------------------
 
@@ -702,9 +709,8 @@ class Plumtree:
 
     def _has_bridge(self, origin: _Origin, zone: str) -> bool:
         """Whether we push this origin into that other zone."""
-        return any(
-            link.zone == zone for link in self._links.values() if link.bit & origin.pushes & self._far
-        )
+        bridges = origin.pushes & self._far
+        return any(link.bit & bridges and link.zone == zone for link in self._links.values())
 
     def _may_push(self, origin: _Origin, link: _Link) -> bool:
         """Whether max_eager_peers leaves room for one child more.
@@ -751,7 +757,9 @@ class Plumtree:
             origin.streak += 1
             # A zone that brings it by itself needs no bridge here.
             inward = origin.parent.far and not link.far
-            if origin.streak < PARENT_STREAK and not inward:
+            if origin.streak < PARENT_STREAK and (
+                not inward or self._was_pruned(origin, link, now)
+            ):
                 return
         self._become_child(origin, link, effects)
         origin.pushed_at = now

@@ -48,14 +48,16 @@ class Crossings:
 
     def lines(self) -> list[str]:
         """The figures for people."""
-        healed = "not healed" if self.healed_s is None else f"all have all after {self.healed_s:.2f} s"
+        healed = (
+            "not healed" if self.healed_s is None else f"all have all after {self.healed_s:.2f} s"
+        )
         return [
             f"{self.nodes} nodes in {self.zones} zones, {len(self.crossed)} broadcasts: "
-            f"{_spread(self.crossed)} border crossings each (at least {self.zones - 1} are needed), "
+            f"{_spread(self.crossed)} border crossings each ({self.zones - 1} are needed), "
             f"{self.lost} lost",
             f"all {self.bridges} bridges of one zone killed: {healed}",
-            f"{len(self.crossed_after)} broadcasts after that: {_spread(self.crossed_after)} border "
-            f"crossings each, {self.lost_after} lost",
+            f"{len(self.crossed_after)} broadcasts after that: {_spread(self.crossed_after)} "
+            f"border crossings each, {self.lost_after} lost",
         ]
 
 
