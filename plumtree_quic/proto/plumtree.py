@@ -629,15 +629,7 @@ class Plumtree:
         if stream.owed:
             self._owed.settle(stream.owed, link.bit, bundle.first, bundle.last)
         origin = stream.origin
-        if origin.parent is link:
-            rival = origin.challenger
-            if rival is not None and rival.far and not link.far:
-                # The zone brings it by itself: quicker or not, who pushes across the border is one
-                # too many.
-                origin.challenger = None
-                self._prune(origin, rival, now, effects)
-            return
-        if self._was_pruned(origin, link, now):
+        if origin.parent is link or self._was_pruned(origin, link, now):
             return
         if self._is_nearer(stream, link, message.hop - 1, bundle.last):
             self._move_inside(origin, link, now, effects)
@@ -838,7 +830,11 @@ class Plumtree:
         if parent is None or not parent.far or link.far or link.demoted:
             return False
         held = stream.shelf.find(seq)
-        return held is not None and (hop, member_key(link.peer)) < (held.hop, self._me)
+        return (
+            held is not None
+            and held.peer == parent.peer
+            and (hop, member_key(link.peer)) < (held.hop, self._me)
+        )
 
     def _move_inside(self, origin: _Origin, link: _Link, now: float, effects: list[Effect]) -> None:
         """`link`, of our zone, is the parent instead of the one across the border."""

@@ -310,18 +310,22 @@ def test_a_copy_that_left_before_our_prune_got_there_replaces_nothing():
     assert pruned(me.receive(EAST[0], gossip(2, hop=3), 0.1)) == []
 
 
-def test_pushes_across_the_border_end_when_the_zone_brings_it_by_itself():
+def test_who_is_first_across_the_border_goes_on_pushing_whatever_the_zone_does():
+    # Others may have moved to us for what it brings; pruned, it would leave all of them without.
     me = up()
     me.receive(NEAR[0], gossip(1), 0.0)
-    me.receive(EAST[0], gossip(2), 1.0)
-    effects = me.receive(NEAR[0], gossip(2), 1.1)
-    assert pruned(effects) == [EAST[0]]
-    assert me.parent(ORIGIN) == NEAR[0]
+    for seq in (2, 3):
+        assert pruned(me.receive(EAST[0], gossip(seq, hop=1), float(seq))) == []
+        assert pruned(me.receive(NEAR[0], gossip(seq, hop=9), float(seq))) == []
+        assert me.parent(ORIGIN) == NEAR[0]
+    me.receive(EAST[0], gossip(4, hop=1), 4.0)
+    assert me.parent(ORIGIN) == EAST[0]
+    assert pruned(me.receive(NEAR[0], gossip(4, hop=9), 4.1)) == [NEAR[0]]
 
 
-def test_they_do_not_end_when_it_does_not():
+def test_what_the_parent_did_not_bring_says_nothing_about_the_parent():
     me = up()
-    me.receive(NEAR[0], gossip(1), 0.0)
-    for seq in (2, 3, 4):
-        assert pruned(me.receive(EAST[0], gossip(seq), float(seq))) == []
+    me.receive(EAST[0], gossip(1, hop=3), 0.0)
+    me.receive(EAST[1], gossip(2, hop=5), 1.0)
+    assert pruned(me.receive(NEAR[3], gossip(2, hop=4), 1.1)) == [NEAR[3]]
     assert me.parent(ORIGIN) == EAST[0]
