@@ -798,7 +798,8 @@ class Plumtree:
         if link.far and not parent.far:
             return
         if self._is_nearer(stream, link, entry.hop, entry.last):
-            if now - origin.promoted_at >= self._config.graft_timeout:
+            ready = now - origin.promoted_at >= self._config.graft_timeout
+            if ready and not origin.full & link.bit:
                 origin.promoted_at = now
                 self._emit({link.peer: {stream.key: ([], True)}}, effects)
                 self._move_inside(origin, link, now, effects)

@@ -15,6 +15,7 @@ from plumtree_quic.messages import (
     GraftRefused,
     IHave,
     Prune,
+    RefusedReason,
     Repair,
 )
 from plumtree_quic.proto.effects import Deliver, Push, Send
@@ -279,6 +280,18 @@ def test_an_announcement_after_fewer_links_replaces_it_as_well():
     assert grafts(effects) == [(lazy, True)]
     assert pruned(effects) == [EAST[0]]
     assert me.parent(ORIGIN) == lazy
+
+
+def test_one_that_takes_no_more_children_is_not_asked_again():
+    me = up(8)
+    me.receive(EAST[0], gossip(1, hop=3), 0.0)
+    lazy = next(peer for peer in NEAR if peer not in me.pushes(ORIGIN))
+    assert grafts(me.receive(lazy, ihave(1, hop=2), 1.0)) == [(lazy, True)]
+    me.receive(lazy, GraftRefused(ORIGIN, 1, (), RefusedReason.FULL), 1.1)
+    me.receive(EAST[1], gossip(2, hop=3), 2.0)
+    assert me.parent(ORIGIN) == EAST[1]
+    assert grafts(me.receive(lazy, ihave(2, hop=2), 3.0)) == []
+    assert me.parent(ORIGIN) == EAST[1]
 
 
 def test_of_two_bridges_after_equally_many_links_one_yields():

@@ -179,6 +179,7 @@ ALSO = (
     (_SWIM, "fact.signer in row.accusations or ", ""),
     (_SWIM, "if not link.may_ping(now):", "if False:"),
     ("plumtree_quic/proto/overlay.py", "if min(apart, len(holders) - apart) <= reach:", "if True:"),
+    ("plumtree_quic/proto/overlay.py", "if ring.zoned and not one_zone:", "if False:"),
     (
         "plumtree_quic/proto/plumtree.py",
         "if held is not None and not held.bundle.says_the_same(bundle):",
