@@ -82,7 +82,7 @@ def cross_borders(
     zones: int = 4,
     *,
     broadcasts: int = 200,
-    origins: int = 20,
+    origins: int = 5,
     config: PlumtreeConfig | None = None,
     weather: Weather = CALM,
     seed: int = 0,
