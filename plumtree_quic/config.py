@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 import attrs
 
 from plumtree_quic.errors import ConfigError
+from plumtree_quic.ids import ZONE_BYTES_MAX, check_text
 
 if TYPE_CHECKING:
     from typed_settings.converters import TSConverter
@@ -131,6 +132,20 @@ def _one_of(default: object, values: tuple[object, ...]) -> Any:
 
     def check(_instance: object, field: "attrs.Attribute[Any]", value: object) -> None:
         if not any(type(value) is type(each) and value == each for each in values):
+            raise _refuse(field.name, value, allowed)
+
+    return attrs.field(default=default, validator=check)
+
+
+def _text(default: str, bytes_max: int) -> Any:
+    allowed = f"a text of at most {bytes_max} bytes without control characters"
+
+    def check(_instance: object, field: "attrs.Attribute[Any]", value: object) -> None:
+        if type(value) is not str:
+            raise _refuse(field.name, value, allowed)
+        try:
+            check_text(value, bytes_max)
+        except ConfigError:
             raise _refuse(field.name, value, allowed)
 
     return attrs.field(default=default, validator=check)
@@ -311,6 +326,12 @@ class PlumtreeConfig:
     max_lazy_peers: int | None = _count(None, 1, 4_096, optional=True)
     """Links beside `eager_fanout` at most; a full mesh of more becomes rings.
     None / None / None / 50 (guide)."""
+
+    zone: str = _text("", ZONE_BYTES_MAX)
+    """Where this node is: a name that it shares with those to whom the way is short and cheap (a
+    rack, a data centre, a region). Half of the links stay inside, and of each message one copy
+    crosses into each other zone; the first message of an origin may come later for it. At most 64
+    bytes, no control characters. Empty: those without a zone are a zone of their own."""
 
     sync: SyncConfig = attrs.field(factory=SyncConfig, validator=_is_part)
     """Anti-entropy."""

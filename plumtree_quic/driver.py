@@ -335,6 +335,7 @@ class Driver:
                 epoch=epoch,
                 incarnation=incarnation,
                 addresses=(address,),
+                zone=self._config.zone,
                 valid_until=_wall_ms() + RECORD_VALID_MS,
                 chain=signer.chain if signer is not None else (),
                 **self._signed(Kind.RECORD),

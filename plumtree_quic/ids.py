@@ -1,4 +1,5 @@
-"""NodeId, MemberKey and MessageId: the value types that name nodes and messages.
+"""NodeId, MemberKey and MessageId: the value types that name nodes and messages; and which texts
+may name anything.
 
 No parsing of certificates here (security/identity.py) and no wire format (wire.py).
 """
@@ -12,9 +13,22 @@ import attrs
 
 from plumtree_quic.errors import ConfigError
 
-__all__ = ["NODE_ID_BYTES_MAX", "MemberKey", "MessageId", "NodeId", "member_key"]
+__all__ = [
+    "NODE_ID_BYTES_MAX",
+    "ZONE_BYTES_MAX",
+    "MemberKey",
+    "MessageId",
+    "NodeId",
+    "check_text",
+    "member_key",
+]
 
 NODE_ID_BYTES_MAX = 128
+ZONE_BYTES_MAX = 64
+"""Bytes of a zone's name."""
+
+# Control characters, line and paragraph ends, marks and overrides of writing direction.
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?\Z")
 _SEGMENT = re.compile(r"[a-z0-9._-]+\Z")
@@ -100,3 +114,21 @@ class MessageId:
 
     def __str__(self) -> str:
         return f"{self.origin.name}/{self.epoch}/{self.seq}"
+
+
+def check_text(text: str, bytes_max: int) -> str:
+    """Return `text` when it is UTF-8 of at most `bytes_max` bytes without characters that change
+    how the text around them is shown (control characters, line ends, writing direction).
+
+    Raises:
+        ConfigError: it is not; both ends apply the same rule.
+    """
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ConfigError("text is not valid Unicode")
+    if size > bytes_max:
+        raise ConfigError(f"text is {size} bytes long, the limit is {bytes_max}")
+    if _INVISIBLE.search(text):
+        raise ConfigError("text contains control characters")
+    return text

@@ -139,6 +139,7 @@ class Peer:
     """A live link. eager: we push at least one origin to it. rtt_s: smoothed round trip.
 
     score: larger is better, 1 / (1 + RTT in ms); it decides between equal candidates.
+    zone: the peer's; "" when it has none, or we have no record of it yet.
     """
 
     node_id: NodeId
@@ -146,6 +147,7 @@ class Peer:
     eager: bool
     rtt_s: float
     score: float
+    zone: str
 
 
 @attrs.frozen
@@ -953,6 +955,7 @@ class Node:
         peers = []
         for view in driver.core.peers():
             rtt_s = driver.rtt_s(view.node_id) or 0.0
+            record = driver.core.yours(view.node_id)
             peers.append(
                 Peer(
                     view.node_id,
@@ -960,6 +963,7 @@ class Node:
                     view.eager,
                     rtt_s,
                     1.0 / (1.0 + 1000.0 * rtt_s),
+                    record.zone if record is not None else "",
                 )
             )
         return peers

@@ -16,7 +16,6 @@ A bundle's body is, for each message, ``varint topic index | varint length | pay
 one zstd frame when the header says so. Varints are QUIC's (RFC 9000, section 16).
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
@@ -24,7 +23,7 @@ import msgpack
 import zstandard
 
 from plumtree_quic.errors import ConfigError, WireError
-from plumtree_quic.ids import NODE_ID_BYTES_MAX, MemberKey, NodeId
+from plumtree_quic.ids import NODE_ID_BYTES_MAX, ZONE_BYTES_MAX, MemberKey, NodeId, check_text
 from plumtree_quic.messages import (
     LANE_OF,
     Ack,
@@ -128,9 +127,6 @@ MILLISECONDS_MAX = (1 << 48) - 1
 HOP_MAX = 255
 # A zstd window never needs to be larger than the largest body; a larger one is a memory bomb.
 ZSTD_WINDOW_BYTES_MAX = 1 << 17
-
-# Control characters, line and paragraph ends, marks and overrides of writing direction.
-_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 # Type bytes; the high nibble is the lane, datagrams are 0x7_.
 _HELLO, _CREDIT, _WANTED, _FACTS, _GOODBYE = 0x01, 0x02, 0x03, 0x04, 0x05
@@ -259,24 +255,6 @@ def _text(value: object, bytes_max: int) -> str:
         raise WireError(str(error))
 
 
-def check_text(text: str, bytes_max: int) -> str:
-    """Return `text` when it is UTF-8 of at most `bytes_max` bytes without characters that change
-    how the text around them is shown (control characters, line ends, writing direction).
-
-    Raises:
-        ConfigError: it is not; both ends apply the same rule.
-    """
-    try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise ConfigError("text is not valid Unicode")
-    if size > bytes_max:
-        raise ConfigError(f"text is {size} bytes long, the limit is {bytes_max}")
-    if _INVISIBLE.search(text):
-        raise ConfigError("text contains control characters")
-    return text
-
-
 def _key(value: object) -> MemberKey:
     return MemberKey(_binary(value, 16, 16))
 
@@ -401,7 +379,7 @@ def parse_record(raw: bytes) -> Record:
         epoch=_epoch(fields[1]),
         incarnation=_integer(fields[2], 0, INCARNATION_MAX),
         addresses=addresses,
-        zone=_text(fields[4], 64),
+        zone=_text(fields[4], ZONE_BYTES_MAX),
         meta=_binary(fields[5], 0, META_BYTES_MAX),
         valid_until=_integer(fields[6], 0, MILLISECONDS_MAX),
         chain=_chain(fields[7], 0),

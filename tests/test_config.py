@@ -38,6 +38,7 @@ PRESET_VALUES = {
     "max_protected_neighbors": (4, 2, 4, 4),
     "max_eager_peers": (None, None, None, 8),
     "max_lazy_peers": (None, None, None, 50),
+    "zone": ("",) * 4,
     "sync": (SyncConfig(enabled=True, sync_interval=30.0, max_batch_size=100),) * 4,
     "compression": (
         CompressionConfig(enabled=False, algorithm="zstd", level=3, min_payload_size=256),
@@ -121,6 +122,7 @@ WRONG = {
     "max_protected_neighbors": (1, 3, 5, False),
     "max_eager_peers": (0, 4_097),
     "max_lazy_peers": (0, 4_097),
+    "zone": ("z" * 65, "ä" * 33, "eu\n1", "eu\u202e1", "\ud800", None, 1, b"eu"),
     "sync": (None, {"enabled": True}, HealthConfig()),
     "compression": (None,),
     "health": (None,),
@@ -191,6 +193,11 @@ def test_degraded_comes_before_unhealthy():
         HealthConfig(graft_failure_rate_degraded=0.9)
 
 
+def test_a_zone_has_64_bytes_at_most_and_any_visible_text():
+    for zone in ("", "z" * 64, "ä" * 32, "eu west/1 [a]"):
+        assert PlumtreeConfig(zone=zone).zone == zone
+
+
 def test_maintenance_may_be_off():
     assert PlumtreeConfig(maintenance_interval=0).maintenance_interval == 0.0
 
@@ -229,6 +236,7 @@ def test_the_environment_lays_fields_over_the_preset():
             "PLUMTREE_EAGER_FANOUT": " 5 ",
             "PLUMTREE_USE_HASH_RING": "false",
             "PLUMTREE_MAX_PEERS": "20",
+            "PLUMTREE_ZONE": " eu-1 ",
             "PLUMTREE_GRAFT_RATE_LIMIT_PER_SECOND": "7.5",
             "PLUMTREE_COMPRESSION__LEVEL": "9",
             "PLUMTREE_SYNC__SYNC_INTERVAL": "2m",
@@ -240,6 +248,7 @@ def test_the_environment_lays_fields_over_the_preset():
         eager_fanout=5,
         use_hash_ring=False,
         max_peers=20,
+        zone="eu-1",
         graft_rate_limit_per_second=7.5,
         compression=CompressionConfig(enabled=True, level=9),
         sync=SyncConfig(sync_interval=120),
@@ -335,6 +344,7 @@ def test_a_toml_file_lays_its_table_over_the_preset(tmp_path):
         eager_fanout = 5
         max_eager_peers = "none"
         use_hash_ring = true
+        zone = "rack 7, Zürich"
         [plumtree.sync]
         enabled = false
         sync_interval = "1m"
@@ -347,6 +357,7 @@ def test_a_toml_file_lays_its_table_over_the_preset(tmp_path):
         graft_timeout=1.0,
         eager_fanout=5,
         use_hash_ring=True,
+        zone="rack 7, Zürich",
         sync=SyncConfig(enabled=False, sync_interval=60),
         health=HealthConfig(min_peers_degraded=1),
     )
@@ -399,7 +410,7 @@ def shown(value):
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, str):
-        return value
+        return value or '""'
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 

@@ -180,6 +180,7 @@ def status(node: Node) -> dict[str, Any]:
             {
                 "node_id": each.node_id,
                 "state": each.state.name.lower(),
+                "zone": each.zone,
                 "addresses": list(each.addresses),
                 "epoch": each.epoch,
                 "incarnation": each.incarnation,
@@ -190,6 +191,7 @@ def status(node: Node) -> dict[str, Any]:
             {
                 "node_id": each.node_id,
                 "address": each.address,
+                "zone": each.zone,
                 "eager": each.eager,
                 "rtt_ms": round(each.rtt_s * 1000, 3),
             }

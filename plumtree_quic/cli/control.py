@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from plumtree_quic.admin.control import ask, socket_path, stream
@@ -106,13 +107,14 @@ def _show(answer: dict[str, Any]) -> None:
     for reason in answer["reasons"]:
         console.print(f"  {reason}", style="yellow")
     links = {each["node_id"]: each for each in answer["peers"]}
-    table = Table("member", "state", "address", "link", "rtt ms")
+    table = Table("member", "state", "zone", "address", "link", "rtt ms")
     for member in answer["members"]:
         link = links.get(member["node_id"])
         own = member["node_id"] == answer["node_id"]
         table.add_row(
             member["node_id"],
             member["state"],
+            escape(member["zone"]),
             ", ".join(member["addresses"]),
             "self" if own else "-" if link is None else "eager" if link["eager"] else "lazy",
             f"{link['rtt_ms']:.1f}" if link else "",

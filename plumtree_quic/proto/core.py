@@ -141,7 +141,7 @@ class Core:
         """Begin; call once, before any other input."""
         effects = self._settle(self._swim.start(now), now)
         effects += self._settle(self._overlay.start(now), now)
-        self._plumtree.set_overlay(self._overlay.protected(), mesh=self._overlay.is_mesh())
+        self._tell_overlay()
         return effects
 
     def seeds(self, addresses: Sequence[str], now: float) -> list[Effect]:
@@ -176,7 +176,7 @@ class Core:
             self._seeds.answered(dialled, now)
         effects = self._settle(self._swim.link_up(peer, hello, now), now)
         effects += self._settle(self._overlay.link_up(peer, now), now)
-        effects += self._plumtree.link_up(peer, now)
+        effects += self._plumtree.link_up(peer, now, zone=(self.yours(peer) or hello.record).zone)
         self._note_wanted(peer, now)
         return effects
 
@@ -374,7 +374,10 @@ class Core:
         for effect in tuple(out):
             match effect:
                 case MemberJoined(record) | MemberUpdated(record):
-                    out += self._overlay.member_alive(record.node_id, record.addresses, now)
+                    out += self._overlay.member_alive(
+                        record.node_id, record.addresses, now, zone=record.zone
+                    )
+                    self._plumtree.peer_moved(record.node_id, record.zone)
                     self._seeds.member_alive(record.node_id, record.addresses, now)
                 case MemberSuspected(node_id):
                     out += self._overlay.member_suspect(node_id, now)
@@ -386,11 +389,17 @@ class Core:
                         self._seeds.member_left(node_id, now)
                 case _:
                     continue
-            self._plumtree.set_overlay(self._overlay.protected(), mesh=self._overlay.is_mesh())
+            self._tell_overlay()
         for effect in out:
             if isinstance(effect, Link | Unlink):
                 self._note_wanted(effect.peer, now)
         return out
+
+    def _tell_overlay(self) -> None:
+        overlay = self._overlay
+        self._plumtree.set_overlay(
+            overlay.protected(), mesh=overlay.is_mesh(), zone_members=overlay.zone_members()
+        )
 
     def _note_wanted(self, peer: NodeId, now: float) -> None:
         link = self._links.get(peer)

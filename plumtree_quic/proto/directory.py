@@ -12,7 +12,16 @@ from functools import lru_cache
 from plumtree_quic.ids import MemberKey, NodeId, member_key
 from plumtree_quic.messages import MemberState, Record
 
-__all__ = ["BUCKETS", "HASH_BYTES", "Directory", "hash_row", "new_row_hash", "ring_positions"]
+__all__ = [
+    "BUCKETS",
+    "HASH_BYTES",
+    "Directory",
+    "Holders",
+    "hash_row",
+    "is_zoned",
+    "new_row_hash",
+    "ring_positions",
+]
 
 BUCKETS = 256
 HASH_BYTES = 8
@@ -44,11 +53,24 @@ def ring_positions(node_id: NodeId, rings: int) -> tuple[int, ...]:
     )
 
 
+def is_zoned(ring: int, rings: int) -> bool:
+    """Whether ring number `ring` of so many is one ring a zone: half of them, and at least two.
+
+    Never the first: it holds everybody, and so the cluster together.
+    """
+    return 1 <= ring <= max(2, rings // 2) and ring < rings
+
+
+Holders = dict[str, list[tuple[int, NodeId]]]
+"""Who stands on one ring number: (position, NodeId) in order, by zone; under "" on the rings that
+hold everybody."""
+
+
 class Directory:
     """All members at the start, ourselves among them. Never changed once it is made.
 
-    records: by member key. addresses, served: as the overlay and the seeds keep them. holders: per
-    ring, (position, NodeId) in order; made once for each number of rings that is asked for.
+    records: by member key. addresses, served: as the overlay and the seeds keep them. zones: of
+    those that name one. holders: per ring; made once for each number of rings that is asked for.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -57,6 +79,9 @@ class Directory:
         }
         self.addresses: dict[NodeId, tuple[str, ...]] = {
             record.node_id: record.addresses for record in self.records.values()
+        }
+        self.zones: dict[NodeId, str] = {
+            record.node_id: record.zone for record in self.records.values() if record.zone
         }
         self.served: dict[str, int] = {}
         for addresses in self.addresses.values():
@@ -67,7 +92,7 @@ class Directory:
             buckets[key[0]].append(key)
         self.buckets = tuple(tuple(each) for each in buckets)
         self.hashes = tuple(self._hash(each) for each in self.buckets)
-        self._holders: dict[int, tuple[list[tuple[int, NodeId]], ...]] = {}
+        self._holders: dict[int, tuple[Holders, ...]] = {}
 
     def _hash(self, keys: tuple[MemberKey, ...]) -> bytes:
         digest = new_row_hash()
@@ -76,13 +101,17 @@ class Directory:
             digest.update(hash_row(key, record.epoch, record.incarnation, MemberState.ALIVE))
         return digest.digest()
 
-    def holders(self, rings: int) -> tuple[list[tuple[int, NodeId]], ...]:
+    def holders(self, rings: int) -> tuple[Holders, ...]:
         """Everybody on each of so many rings; to be copied before it is changed."""
         made = self._holders.get(rings)
         if made is None:
-            placed = [(ring_positions(each, rings), each) for each in self.addresses]
-            made = self._holders[rings] = tuple(
-                sorted((positions[ring], node_id) for positions, node_id in placed)
-                for ring in range(rings)
-            )
+            made = self._holders[rings] = tuple({} for _ in range(rings))
+            for node_id in self.addresses:
+                zone = self.zones.get(node_id, "")
+                for ring, position in enumerate(ring_positions(node_id, rings)):
+                    holders = made[ring].setdefault(zone if is_zoned(ring, rings) else "", [])
+                    holders.append((position, node_id))
+            for each in made:
+                for holders in each.values():
+                    holders.sort()
         return made

@@ -5,6 +5,9 @@ linked with its successor and predecessor on every ring, form an expander: no cu
 degree does not grow with the cluster. Every node computes the same rings from the same member
 list, so nothing is negotiated. Ring 0 also has links two places away; its neighbours are the
 "ring neighbours" that configuration can protect.
+
+Half of the rings are one ring a zone, so that everybody has neighbours in its own zone; the others
+hold everybody, and the zones together. While there is one zone, the two are the same.
 """
 
 from bisect import bisect_left, insort
@@ -14,7 +17,7 @@ import attrs
 
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import NodeId
-from plumtree_quic.proto.directory import Directory, ring_positions
+from plumtree_quic.proto.directory import Directory, Holders, is_zoned, ring_positions
 from plumtree_quic.proto.effects import Effect, Link, Unlink
 
 __all__ = ["MESH_MEMBERS_MAX", "Overlay", "ring_positions"]
@@ -41,12 +44,16 @@ _Place = tuple[NodeId, ...]
 class _Ring:
     """One ring, and what was found on it around us. dirty: find it again.
 
-    shared: others use these holders, too.
+    zoned: it is a ring for each zone; we stand on that of `zone`. needed: places on either side.
+    shared: the zones whose list of holders others use, too.
     """
 
+    number: int
+    zoned: bool
+    zone: str
     needed: int
-    own: int = 0
-    holders: list[tuple[int, NodeId]] = attrs.field(factory=list)
+    own: int
+    everybody: Holders
     after: tuple[_Place, ...] = ()
     before: tuple[_Place, ...] = ()
     walked: dict[NodeId, None] = attrs.field(factory=dict)
@@ -54,16 +61,46 @@ class _Ring:
     highest: int = 0
     whole: bool = True
     dirty: bool = True
-    shared: bool = False
+    shared: dict[str, None] = attrs.field(factory=dict)
 
-    def own_holders(self) -> list[tuple[int, NodeId]]:
-        """The holders, to be changed."""
-        if self.shared:
-            self.holders, self.shared = self.holders.copy(), False
-        return self.holders
+    @property
+    def holders(self) -> list[tuple[int, NodeId]]:
+        """Who stands on our ring: (position, NodeId), in order."""
+        return self.everybody[self.zone]
 
-    def concerns(self, position: int) -> bool:
-        """Whether somebody at `position` stands between us and those whom we walked to."""
+    def holders_of(self, zone: str) -> list[tuple[int, NodeId]]:
+        """Who stands on the ring of `zone`."""
+        return self.everybody.get(zone if self.zoned else "", [])
+
+    def is_ours(self, zone: str) -> bool:
+        """Whether a member of `zone` stands on our ring."""
+        return not self.zoned or zone == self.zone
+
+    def insert(self, zone: str, position: int, node_id: NodeId) -> None:
+        """A member of `zone` takes its place."""
+        insort(self._own_list(zone), (position, node_id))
+        self.dirty = self.dirty or self.concerns(zone, position)
+
+    def remove(self, zone: str, position: int, node_id: NodeId) -> None:
+        """A member of `zone` gives its place up."""
+        holders = self._own_list(zone)
+        del holders[bisect_left(holders, (position, node_id))]
+        if not holders:
+            del self.everybody[zone if self.zoned else ""]
+        self.dirty = self.dirty or node_id in self.walked
+
+    def _own_list(self, zone: str) -> list[tuple[int, NodeId]]:
+        """The holders of a zone's ring, to be changed."""
+        name = zone if self.zoned else ""
+        if name in self.shared:
+            del self.shared[name]
+            self.everybody[name] = self.everybody[name].copy()
+        return self.everybody.setdefault(name, [])
+
+    def concerns(self, zone: str, position: int) -> bool:
+        """Whether who is at `position` stands between us and those whom we walked to."""
+        if not self.is_ours(zone):
+            return False
         if self.whole:
             return True
         span = (self.highest - self.lowest) % _CIRCLE
@@ -76,7 +113,8 @@ class Overlay:
     Args:
         me: our own id; it stands on the rings like any other.
         config: eager_fanout + lazy_fanout give the number of rings, max_peers the size of the
-            mesh and, when set, the most links; max_lazy_peers the most links beside eager_fanout.
+            mesh and, when set, the most links; max_lazy_peers the most links beside eager_fanout;
+            zone: our own.
         directory: members that are known from the start.
     """
 
@@ -87,17 +125,24 @@ class Overlay:
         self._config = config
         count = -(-(config.eager_fanout + config.lazy_fanout) // 2)
         own = ring_positions(me, count)
-        self._rings = [
-            _Ring(needed=2 if ring == 0 else 1, own=own[ring], holders=[(own[ring], me)])
-            for ring in range(count)
-        ]
+        self._rings = []
+        for number in range(count):
+            zoned = is_zoned(number, count)
+            zone = config.zone if zoned else ""
+            holders = {zone: [(own[number], me)]}
+            needed = _places(number)
+            self._rings.append(_Ring(number, zoned, zone, needed, own[number], holders))
         # Everybody, ourselves included, and where they can be dialled.
         self._addresses: dict[NodeId, tuple[str, ...]] = {me: ()}
         self._shares_addresses = False
+        # The zones of those that name one.
+        self._zones: dict[NodeId, str] = {me: config.zone} if config.zone else {}
+        self._shares_zones = False
         if directory is not None:
             self._addresses, self._shares_addresses = directory.addresses, True
-            for ring, holders in zip(self._rings, directory.holders(count), strict=True):
-                ring.holders, ring.shared = holders, True
+            self._zones, self._shares_zones = directory.zones, True
+            for ring, shared in zip(self._rings, directory.holders(count), strict=True):
+                ring.everybody, ring.shared = shared.copy(), dict.fromkeys(shared)
         self._mesh = True
         self._mesh_max = config.max_peers or MESH_MEMBERS_MAX
         bounds = [2 * count + 2]
@@ -123,8 +168,10 @@ class Overlay:
         """Want what the members that are known from the start make us want."""
         return self._follow(now)
 
-    def member_alive(self, node_id: NodeId, addresses: Sequence[str], now: float) -> list[Effect]:
-        """A member joined, changed its addresses, or refuted a suspicion."""
+    def member_alive(
+        self, node_id: NodeId, addresses: Sequence[str], now: float, *, zone: str = ""
+    ) -> list[Effect]:
+        """A member joined, changed its addresses or its zone, or refuted a suspicion."""
         if node_id == self.me:
             return []
         effects: list[Effect] = []
@@ -132,13 +179,15 @@ class Overlay:
         if known != tuple(addresses):
             self._own_addresses()[node_id] = tuple(addresses)
         if known is None:
+            self._note_zone(node_id, zone)
             for ring, position in zip(self._rings, self._positions(node_id), strict=True):
-                insort(ring.own_holders(), (position, node_id))
-                ring.dirty = ring.dirty or ring.concerns(position)
-        elif known != tuple(addresses):
-            if node_id in self._wanted:
-                effects.append(Link(node_id, tuple(addresses)))
-            self._clear(self._failed, node_id)
+                ring.insert(zone, position, node_id)
+        else:
+            self._move(node_id, zone)
+            if known != tuple(addresses):
+                if node_id in self._wanted:
+                    effects.append(Link(node_id, tuple(addresses)))
+                self._clear(self._failed, node_id)
         self._clear(self._suspects, node_id)
         return effects + self._follow(now)
 
@@ -154,10 +203,10 @@ class Overlay:
         if node_id not in self._addresses or node_id == self.me:
             return []
         del self._own_addresses()[node_id]
+        zone = self.zone_of(node_id)
+        self._note_zone(node_id, "")
         for ring, position in zip(self._rings, self._positions(node_id), strict=True):
-            holders = ring.own_holders()
-            del holders[bisect_left(holders, (position, node_id))]
-            ring.dirty = ring.dirty or node_id in ring.walked
+            ring.remove(zone, position, node_id)
         self._suspects.pop(node_id, None)
         self._failed.pop(node_id, None)
         self._desired.pop(node_id, None)
@@ -224,14 +273,19 @@ class Overlay:
         """Whether `watcher` is close enough to `watched` for its word about it to count.
 
         Neighbours on a ring watch each other. Views differ, places are filled by the next in the
-        line, so everybody within 2K places on some ring counts; in a full mesh, everybody.
+        line, so everybody within 2K places on some ring counts; in a full mesh, everybody. Who is
+        of another zone stands on the rings of all alone.
         """
         if self._mesh:
             return True
         reach = 2 * len(self._rings)
         ours, theirs = self._positions(watcher), self._positions(watched)
+        zone = self.zone_of(watched)
+        one_zone = zone == self.zone_of(watcher)
         for ring, from_, to in zip(self._rings, ours, theirs, strict=True):
-            holders = ring.holders
+            if ring.zoned and not one_zone:
+                continue
+            holders = ring.holders_of(zone)
             apart = abs(
                 bisect_left(holders, (from_, watcher)) - bisect_left(holders, (to, watched))
             )
@@ -244,6 +298,9 @@ class Overlay:
         if self._mesh:
             return True
         for ring, position in zip(self._rings, self._positions(node_id), strict=True):
+            if ring.zoned and len(ring.holders) < len(self._addresses):
+                # There are other zones, and that of who is no member is not known.
+                continue
             holders = ring.holders
             there = bisect_left(holders, (position, node_id))
             here = bisect_left(holders, (ring.own, self.me))
@@ -254,6 +311,17 @@ class Overlay:
                 return True
         return False
 
+    def zone_of(self, node_id: NodeId) -> str:
+        """The zone of a member; "" for one that names none, and for a stranger."""
+        return self._zones.get(node_id, "")
+
+    def zone_members(self) -> int:
+        """How many members our own zone has, ourselves included."""
+        for ring in self._rings:
+            if ring.zoned:
+                return len(ring.holders)
+        return len(self._addresses)
+
     def protected(self) -> tuple[NodeId, ...]:
         """Ring neighbours that no cap may evict: next, previous, next but one, previous but one."""
         config = self._config
@@ -261,7 +329,7 @@ class Overlay:
             return ()
         ring = self._rings[0]
         holders: dict[NodeId, None] = {}
-        for distance in range(ring.needed):
+        for distance in range(_places(0)):
             for side in (ring.after, ring.before):
                 if distance < len(side):
                     holders[side[distance][-1]] = None
@@ -273,6 +341,38 @@ class Overlay:
         if self._shares_addresses:
             self._addresses, self._shares_addresses = self._addresses.copy(), False
         return self._addresses
+
+    def _note_zone(self, node_id: NodeId, zone: str) -> None:
+        if zone == self.zone_of(node_id):
+            return
+        if self._shares_zones:
+            self._zones, self._shares_zones = self._zones.copy(), False
+        if zone:
+            self._zones[node_id] = zone
+        else:
+            del self._zones[node_id]
+
+    def _move(self, node_id: NodeId, zone: str) -> None:
+        """A member is of this zone now: it leaves the rings of its old one."""
+        before = self.zone_of(node_id)
+        if zone == before:
+            return
+        self._note_zone(node_id, zone)
+        for ring, position in zip(self._rings, self._positions(node_id), strict=True):
+            if ring.zoned:
+                ring.remove(before, position, node_id)
+                ring.insert(zone, position, node_id)
+
+    def _spread_places(self) -> None:
+        """Who has few neighbours of its own zone takes more places on the rings of all."""
+        zoned = sum(ring.zoned for ring in self._rings)
+        own, members = self.zone_members(), len(self._addresses)
+        few = own <= 2 * zoned and own < members
+        more = -(-zoned // (len(self._rings) - zoned)) if few else 0
+        for ring in self._rings:
+            needed = _places(ring.number) + (0 if ring.zoned else more)
+            if needed != ring.needed:
+                ring.needed, ring.dirty = needed, True
 
     def _positions(self, node_id: NodeId) -> tuple[int, ...]:
         return ring_positions(node_id, len(self._rings))
@@ -288,8 +388,9 @@ class Overlay:
             self._soil(node_id)
 
     def _soil(self, node_id: NodeId) -> None:
+        zone = self.zone_of(node_id)
         for ring, position in zip(self._rings, self._positions(node_id), strict=True):
-            ring.dirty = ring.dirty or ring.concerns(position)
+            ring.dirty = ring.dirty or ring.concerns(zone, position)
 
     def _walk(self, ring: _Ring) -> None:
         """Find our places on a ring: walk from us either way to the first fit holders."""
@@ -328,7 +429,7 @@ class Overlay:
 
     def _ring_neighbours(self) -> Iterator[NodeId]:
         """All candidates, the places that keep the cluster connected first."""
-        for distance in range(2):
+        for distance in range(max(ring.needed for ring in self._rings)):
             for ring in self._rings:
                 for side in (ring.after, ring.before):
                     if distance < len(side):
@@ -339,6 +440,7 @@ class Overlay:
     def _follow(self, now: float) -> list[Effect]:
         """Want what should be wanted now; note what is not wanted any more."""
         changed = self._choose_mode()
+        self._spread_places()
         if self._mesh and len(self._desired) != len(self._addresses) - 1:
             # A mesh wants a newcomer wherever it stands, also where no ring of ours has changed.
             changed = True
@@ -413,3 +515,8 @@ class Overlay:
             return []
         del self._wanted[node_id]
         return [Unlink(node_id)]
+
+
+def _places(ring: int) -> int:
+    """Neighbours on either side that a ring gives: two on the first one."""
+    return 2 if ring == 0 else 1

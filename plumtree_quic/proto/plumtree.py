@@ -7,17 +7,23 @@ is a member, and never sees a bundle whose signature was not checked.
 The rule that everything hangs on: from the moment of its delivery a bundle is, for each link that
 is up, either pushed, or owed an announcement, or known to be there already. What was delivered
 before a link came up is in the digest that is sent on it first.
+
+Zones: within a zone a tree is as above. Across a border an origin pushes to one neighbour in each
+other zone, its bridge there; nobody else pushes across a border unasked, and all other links across
+are owed announcements, like any link. A zone that a bundle was announced to and did not reach asks
+for it across the border: its members wait for each other, each for another time, and who asks first
+is the new bridge. Among candidates for anything, those of the own zone come first.
 """
 
 from collections import deque
 from collections.abc import Sequence
-from math import inf
+from math import inf, log2
 from random import Random
 
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
-from plumtree_quic.ids import MemberKey, NodeId
+from plumtree_quic.ids import MemberKey, NodeId, member_key
 from plumtree_quic.messages import (
     Announcement,
     Bundle,
@@ -136,11 +142,14 @@ class _Link:
     """One link that is up. bit: its place in every mask of this module. demoted: never a parent.
 
     lag_s, lag_deviation_s: how late its pushes come behind announcements, when they do; lag_at:
-    when one last did. pushed_at: when it last brought something new as a parent.
+    when one last did. pushed_at: when it last brought something new as a parent. far: the peer is
+    in another zone than we are.
     """
 
     peer: NodeId
     bit: int
+    zone: str
+    far: bool
     heard_at: float
     tokens: float
     tokens_at: float
@@ -223,6 +232,9 @@ class Plumtree:
         self._free_bits: list[int] = []
         self._all = 0
         self._congested = 0
+        # Links that cross the border of our zone, and how many members the zone has.
+        self._far = 0
+        self._zone_members = 1
         self._protected: tuple[NodeId, ...] = ()
         self._mesh = True
         self._origins: dict[MemberKey, _Origin] = {}
@@ -256,13 +268,15 @@ class Plumtree:
 
     # --- links ----------------------------------------------------------------------------------
 
-    def link_up(self, peer: NodeId, now: float) -> list[Effect]:
+    def link_up(self, peer: NodeId, now: float, *, zone: str = "") -> list[Effect]:
         """A link is up: it gets our digest, and owes nothing of what was before."""
         effects: list[Effect] = self.link_down(peer, now) if peer in self._links else []
         bit = self._free_bits.pop() if self._free_bits else 1 << len(self._links)
         burst = float(self._config.graft_rate_limit_burst)
-        link = self._links[peer] = _Link(peer, bit, now, burst, now)
+        far = zone != self._config.zone
+        link = self._links[peer] = _Link(peer, bit, zone, far, now, burst, now)
         self._all |= bit
+        self._far |= bit if far else 0
         if self._sync_at is None:
             self._plan_sync(now)
         if not self._greeted and self._greeter is None:
@@ -279,9 +293,11 @@ class Plumtree:
         effects: list[Effect] = []
         keep = ~link.bit
         self._all &= keep
+        self._far &= keep
         self._congested &= keep
         self._owed.forget_link(link.bit)
         self._digest_asks.pop(peer, None)
+        was_bridge = link.far and bool(self._own.origin.pushes & link.bit)
         orphans: list[_Origin] = []
         for origin in self._origins.values():
             # The link is gone, and with it the word "eager": no PeerDemoted for it.
@@ -297,8 +313,11 @@ class Plumtree:
                 orphans.append(origin)
         self._free_bits.append(link.bit)
         self._missing.link_down(peer, now)
+        if was_bridge:
+            others = [each for each in self._links.values() if each.zone == link.zone]
+            self._build_bridges(self._own.origin, others, effects)
         asks: _Asks = {}
-        self._adopt_orphans(orphans, now, asks, effects)
+        self._adopt_orphans(orphans, link, now, asks, effects)
         self._fire_grafts(now, effects, asks)
         if self._greeter == peer:
             self._end_greeting(now, effects)
@@ -342,20 +361,31 @@ class Plumtree:
                 self._prune(origin, link, now, effects)
                 orphans.append(origin)
         asks: _Asks = {}
-        self._adopt_orphans(orphans, now, asks, effects)
+        self._adopt_orphans(orphans, link, now, asks, effects)
         self._fire_grafts(now, effects, asks)
         return effects
 
-    def set_overlay(self, protected: Sequence[NodeId], *, mesh: bool) -> None:
+    def set_overlay(
+        self, protected: Sequence[NodeId], *, mesh: bool, zone_members: int = 1
+    ) -> None:
         """What the overlay is now.
 
         Args:
             protected: peers whose grafts are never refused for max_eager_peers.
-            mesh: everybody is linked with everybody; a new origin is then pushed on all links,
-                else on `eager_fanout` of them.
+            mesh: everybody is linked with everybody; a new origin is then pushed on all links
+                within the zone, else on `eager_fanout` of them.
+            zone_members: how many members our zone has, ourselves included.
         """
         self._protected = tuple(protected)
         self._mesh = mesh
+        self._zone_members = zone_members
+
+    def peer_moved(self, peer: NodeId, zone: str) -> None:
+        """A peer's newest record names this zone."""
+        link = self._links.get(peer)
+        if link is not None and link.zone != zone:
+            link.zone, link.far = zone, zone != self._config.zone
+            self._far = self._far | link.bit if link.far else self._far & ~link.bit
 
     def rebalance(self) -> None:
         """Let every tree start again from `eager_fanout` links with the origin's next bundle."""
@@ -419,7 +449,7 @@ class Plumtree:
             if isinstance(message, Gossip):
                 self._note_parent(stream.origin, link, now, effects)
         elif isinstance(message, Gossip):
-            self._on_duplicate(stream, link, bundle, now, effects)
+            self._on_duplicate(stream, link, message, now, effects)
         return effects
 
     # --- bundles --------------------------------------------------------------------------------
@@ -458,7 +488,7 @@ class Plumtree:
                     known=known,
                 )
         else:
-            self._on_duplicate(stream, link, bundle, now, effects)
+            self._on_duplicate(stream, link, message, now, effects)
         return effects
 
     def _on_repair(self, link: _Link, message: Repair, now: float) -> list[Effect]:
@@ -599,8 +629,9 @@ class Plumtree:
         origin = stream.origin
         settles = origin.started and origin.settling > 0 and not self._mesh
         if not origin.started:
-            if repair:
-                # Announced, so its tree is there: others graft us if they lack it.
+            if repair and not (link is not None and link.far):
+                # Announced, so its tree is there: others graft us if they lack it. Across a border
+                # the tree is there, and has yet to grow here.
                 origin.started = True
             else:
                 self._start_tree(origin, link, known, effects)
@@ -634,9 +665,10 @@ class Plumtree:
         return origin.targets
 
     def _on_duplicate(
-        self, stream: _Stream, link: _Link, bundle: Bundle, now: float, effects: list[Effect]
+        self, stream: _Stream, link: _Link, message: Gossip, now: float, effects: list[Effect]
     ) -> None:
         """A second copy was pushed: by any link but the parent, that was one too many."""
+        bundle = message.bundle
         self.counters.tree_duplicates += 1
         if self._repaired:
             # We asked too early: the push was on its way all the time.
@@ -644,12 +676,20 @@ class Plumtree:
         if stream.owed:
             self._owed.settle(stream.owed, link.bit, bundle.first, bundle.last)
         origin = stream.origin
-        if origin.parent is link:
+        if origin.parent is link or self._was_pruned(origin, link, now):
             return
-        # What was on its way when the first prune left needs no second one.
-        pause_s = max(self._config.graft_timeout, 4 * link.rtt_s)
-        if now - origin.pruned_at.get(link.peer, -inf) >= pause_s:
+        if self._is_nearer(stream, link, message.hop - 1, bundle.last):
+            self._move_inside(origin, link, now, effects)
+        else:
             self._prune(origin, link, now, effects)
+
+    def _was_pruned(self, origin: _Origin, link: _Link, now: float) -> bool:
+        """Whether what comes by `link` may have left before our last prune got there.
+
+        It needs no second prune, and does not show that more will come.
+        """
+        pause_s = max(self._config.graft_timeout, 4 * link.rtt_s)
+        return now - origin.pruned_at.get(link.peer, -inf) < pause_s
 
     # --- trees ----------------------------------------------------------------------------------
 
@@ -673,6 +713,7 @@ class Plumtree:
         """Choose where an origin is pushed first: prunes make a tree of it.
 
         known: a bit per link that has announced this first bundle; it would prune us with the next.
+        Into other zones it is pushed by its origin, to one neighbour in each.
         """
         candidates = [
             link
@@ -683,6 +724,9 @@ class Plumtree:
             return
         origin.started = True
         candidates = [link for link in candidates if not link.bit & known]
+        if source is None:
+            self._build_bridges(origin, candidates, effects)
+        candidates = [link for link in candidates if not link.far]
         config = self._config
         if not self._mesh:
             count = min(config.eager_fanout, len(candidates))
@@ -691,14 +735,34 @@ class Plumtree:
             if self._may_push(origin, link):
                 self._set_push(origin, link, True, effects)
 
+    def _build_bridges(
+        self, origin: _Origin, candidates: list[_Link], effects: list[Effect]
+    ) -> None:
+        """Push our own origin to one candidate in each other zone that has none yet."""
+        zones: dict[str, list[_Link]] = {}
+        for link in candidates:
+            if link.far and not link.demoted and not self._has_bridge(origin, link.zone):
+                zones.setdefault(link.zone, []).append(link)
+        for links in zones.values():
+            self._set_push(origin, self._rng.choice(links), True, effects)
+
+    def _has_bridge(self, origin: _Origin, zone: str) -> bool:
+        """Whether we push this origin into that other zone."""
+        bridges = origin.pushes & self._far
+        return any(link.bit & bridges and link.zone == zone for link in self._links.values())
+
     def _may_push(self, origin: _Origin, link: _Link) -> bool:
-        """Whether max_eager_peers leaves room for one child more; ring neighbours always fit."""
+        """Whether max_eager_peers leaves room for one child more.
+
+        Ring neighbours always fit, and so does the only bridge that we are into a zone.
+        """
         limit = self._config.max_eager_peers
         return (
             limit is None
             or bool(origin.pushes & link.bit)
             or link.peer in self._protected
             or origin.pushes.bit_count() < limit
+            or (link.far and not self._has_bridge(origin, link.zone))
         )
 
     def _restart_if_idle(self, origin: _Origin, now: float, effects: list[Effect]) -> None:
@@ -730,6 +794,8 @@ class Plumtree:
             and not link.demoted
             and not link.failures
             and not origin.full & link.bit
+            # One copy crosses a border, however quick the way across is.
+            and (parent.far or not link.far)
         ):
             self._swap_parent(stream, parent, link, now, effects)
 
@@ -763,7 +829,11 @@ class Plumtree:
                 origin.challenger = link
                 origin.streak = 0
             origin.streak += 1
-            if origin.streak < PARENT_STREAK:
+            # A zone that brings it by itself needs no bridge here.
+            inward = origin.parent.far and not link.far
+            if origin.streak < PARENT_STREAK and (
+                not inward or self._was_pruned(origin, link, now)
+            ):
                 return
         self._become_child(origin, link, effects)
         origin.pushed_at = now
@@ -807,6 +877,15 @@ class Plumtree:
         parent = origin.parent
         if parent is None or parent is link or origin.pushes & link.bit:
             return
+        if link.far and not parent.far:
+            return
+        if self._is_nearer(stream, link, entry.hop, entry.last):
+            ready = now - origin.promoted_at >= self._config.graft_timeout
+            if ready and not origin.full & link.bit:
+                origin.promoted_at = now
+                self._emit({link.peer: {stream.key: ([], True)}}, effects)
+                self._move_inside(origin, link, now, effects)
+            return
         held = stream.shelf.find(entry.last)
         if held is None or held.peer != parent.peer:
             return
@@ -818,6 +897,30 @@ class Plumtree:
             and not origin.full & link.bit
         ):
             self._swap_parent(stream, parent, link, now, effects)
+
+    def _is_nearer(self, stream: _Stream, link: _Link, hop: int, seq: int) -> bool:
+        """Whether `link`, of our zone, has `seq` by itself, after `hop` links, and could take the
+        place of a parent across the border.
+
+        Whoever has it from us has it after more links than we; of two that have it after equally
+        many, one goes, or each would wait for the other.
+        """
+        parent = stream.origin.parent
+        if parent is None or not parent.far or link.far or link.demoted:
+            return False
+        held = stream.shelf.find(seq)
+        return (
+            held is not None
+            and held.peer == parent.peer
+            and (hop, member_key(link.peer)) < (held.hop, self._me)
+        )
+
+    def _move_inside(self, origin: _Origin, link: _Link, now: float, effects: list[Effect]) -> None:
+        """`link`, of our zone, is the parent instead of the one across the border."""
+        parent = origin.parent
+        self._become_child(origin, link, effects)
+        if parent is not None:
+            self._prune(origin, parent, now, effects)
 
     # --- announcements that we owe --------------------------------------------------------------
 
@@ -865,7 +968,7 @@ class Plumtree:
             for run in unseen:
                 if key == self._own.key:
                     break
-                due = self._patience(self._origins.get(entry.origin), link.peer, now, now)
+                due = self._patience(entry.origin, link.peer, now, now)
                 if not self._missing.announce(key, run, link.peer, hop=entry.hop, due=due, now=now):
                     self._clip(link, now)
                     break
@@ -901,21 +1004,40 @@ class Plumtree:
         self.counters.announcements_clipped += 1
         self._want_digest(link, now)
 
-    def _patience(
-        self, origin: _Origin | None, announcer: NodeId, since: float, now: float
-    ) -> float:
+    def _patience(self, key: MemberKey, announcer: NodeId, since: float, now: float) -> float:
         """Until when to wait for the push of what was announced at `since`: `now`, or later.
 
         graft_timeout while the parent's link is up and not silent; as long as its pushes usually
         take behind announcements when that is longer. A parent that announces does not push.
+        Across a border it is asked for when it is our turn.
         """
+        origin, link = self._origins.get(key), self._links.get(announcer)
         parent = origin.parent if origin is not None else None
+        if link is not None and link.far:
+            now = max(now, self._turn_at(key, parent, since))
         if parent is None or parent.peer == announcer or parent.peer not in self._links:
             return now
         silent_at = max(parent.heard_at, since) + parent.silent_after_s
         timeout_s = self._config.graft_timeout
         usual_s = min(self._usual_lag_s, LAG_TIMEOUTS_MAX * timeout_s)
         return max(now, min(since + timeout_s, silent_at), since + usual_s)
+
+    def _turn_at(self, key: MemberKey, parent: _Link | None, since: float) -> float:
+        """From when on we ask across the border for what was announced at `since`.
+
+        All of a zone hear of a bundle that none of them has, and one should ask. So each waits for
+        another time, which follows from who it is and from the origin, alike for all: graft_timeout
+        for what the own zone may bring, twice that with a parent there; then, within the next one,
+        one member asks in the mean, one more within that after it, then two, then four, until the
+        zone has it. (Timers that are spread exponentially keep the answers few however many could
+        answer: Nonnenmacher and Biersack, "Scalable Feedback for Large Groups", ToN 1999; RFC 4654
+        uses them.) Whose parent is across the border is the bridge and waits for nobody.
+        """
+        if (parent is not None and parent.far) or not self._all & ~self._far:
+            return since
+        drawn = (int.from_bytes(self._me[:8]) ^ int.from_bytes(key[:8])) + 1
+        turn = max(0.0, log2(self._zone_members * drawn / (1 << 64)))
+        return since + self._config.graft_timeout * (turn + (1 if parent is None else 2))
 
     # --- grafts that we send --------------------------------------------------------------------
 
@@ -929,7 +1051,7 @@ class Plumtree:
             if gap.patient and len(gap.announcers) > 0:
                 due = now
                 for peer in gap.announcers:
-                    due = self._patience(origin, peer, gap.since, now)
+                    due = self._patience(gap.key[0], peer, gap.since, now)
                     if due <= now:
                         break
                 if due > now:
@@ -959,21 +1081,29 @@ class Plumtree:
         self._emit(asks, effects)
 
     def _best_announcer(self, gap: Gap) -> _Link | None:
-        """Whom to ask: least often asked for this, most reliable, nearest; then who came first."""
+        """Whom to ask: least often asked for this, of our zone, most reliable, nearest; then who
+        came first.
+        """
         best: _Link | None = None
-        best_rank = (0, False, 0, 0.0)
+        best_rank = (0, False, False, 0, 0.0)
         for peer in gap.announcers:
             link = self._links.get(peer)
             if link is None:
                 continue
-            rank = (gap.asked_times.get(peer, 0), link.demoted, link.failures, link.rtt_s)
+            asked = gap.asked_times.get(peer, 0)
+            rank = (asked, link.demoted, link.far, link.failures, link.rtt_s)
             if best is None or rank < best_rank:
                 best, best_rank = link, rank
         return best
 
     def _may_promote(self, gap: Gap, origin: _Origin | None, link: _Link, now: float) -> bool:
-        """At most one promotion per origin and graft_timeout, and none for what is history."""
+        """At most one promotion per origin and graft_timeout, and none for what is history; across
+        a border none before it is our turn.
+        """
         if gap.announcers[link.peer] == DIGEST or gap.key[0] == self._me:
+            return False
+        parent = origin.parent if origin is not None else None
+        if link.far and now < self._turn_at(gap.key[0], parent, gap.since):
             return False
         if origin is None:
             hoped = self._hoped.get(gap.key[0])
@@ -985,7 +1115,6 @@ class Plumtree:
                 return False
             origin.full = 0
         # A parent that went on pushing after this was announced has not failed.
-        parent = origin.parent
         return parent is None or parent is link or origin.pushed_at < gap.since
 
     def _become_grafted(
@@ -1010,17 +1139,24 @@ class Plumtree:
         self._hoped[key] = (now, link.peer)
 
     def _adopt_orphans(
-        self, orphans: list[_Origin], now: float, asks: _Asks, effects: list[Effect]
+        self, orphans: list[_Origin], lost: _Link, now: float, asks: _Asks, effects: list[Effect]
     ) -> None:
         """Their parent's link is gone: the best other link is asked to push them, in one frame.
 
-        A link to which we push an origin has it from us, so it is asked for none of that one.
+        A link to which we push an origin has it from us, so it is asked for none of that one. One
+        into the zone of the lost parent is the best: our own zone has it from elsewhere, or, when
+        we were its bridge, from us.
         """
         orphans = [o for o in orphans if o.epochs and now - o.heard_at <= ORIGIN_IDLE_S]
         orphans.sort(key=lambda origin: -origin.heard_at)
         ranked = sorted(
             (link for link in self._links.values() if not link.demoted),
-            key=lambda link: (link.failures, link.rtt_s),
+            key=lambda link: (
+                link.zone != lost.zone,
+                link.far != lost.far,
+                link.failures,
+                link.rtt_s,
+            ),
         )
         for origin in orphans[:ORPHANS_MAX]:
             for link in ranked:
@@ -1299,7 +1435,7 @@ class Plumtree:
                 if room <= 0:
                     link.backlog.extendleft((key, a, b) for a, b in reversed(unseen[number:]))
                     break
-                due = self._patience(self._origins.get(key[0]), link.peer, now, now)
+                due = self._patience(key[0], link.peer, now, now)
                 if stream is not None and run[0] < stream.seen.highest:
                     # The parent went past it: no push will bring it.
                     due = now

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
 
+import attrs
+
 from plumtree_quic import wire
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import MemberKey, NodeId, member_key
@@ -146,6 +148,7 @@ class Host:
             epoch=self.epoch,
             incarnation=incarnation,
             addresses=(_address(self.place),),
+            zone=self.config.zone,
             valid_until=cluster.wall_ms() + RECORD_VALID_MS,
             chain=key.chain,
             algorithm=key.algorithm,
@@ -610,6 +613,7 @@ class Cluster:
         config: of every node; LAN by default.
         weather: of every way, at first.
         seed: of all randomness.
+        zone_of: which zone a node of this name is in; all are in one by default.
     """
 
     def __init__(
@@ -618,8 +622,10 @@ class Cluster:
         config: PlumtreeConfig | None = None,
         weather: Weather = CALM,
         seed: int = 0,
+        zone_of: Callable[[str], str] | None = None,
     ) -> None:
         self.seed = seed
+        self.zone_of = zone_of
         self.config = config or PlumtreeConfig.lan()
         self.journal = Journal(self.config.ihave_interval)
         self.time = Time(START_S)
@@ -665,13 +671,19 @@ class Cluster:
             if not beside:
                 before.die()
             epoch = max(epoch, before.epoch + 1)
-        host = self._place(Host(self, name, epoch, self.config, place))
+        host = self._place(Host(self, name, epoch, self._config_of(name), place))
         host.start(seeds, remembered)
         return host
+
+    def _config_of(self, name: str) -> PlumtreeConfig:
+        if self.zone_of is None:
+            return self.config
+        return attrs.evolve(self.config, zone=self.zone_of(name))
 
     def _place(self, host: Host) -> Host:
         self.hosts[host.name] = host
         self.places[host.place] = host
+        self.network.zones[host.id] = host.config.zone
         self.identities[host.name] = None
         self.journal.lives.append(host.life)
         return host
@@ -699,7 +711,8 @@ class Cluster:
 
         What a cluster becomes when it is left in peace, without the way there: each knows all.
         """
-        hosts = [Host(self, f"n{i:03}", self.wall_ms(), self.config) for i in range(count)]
+        names = [f"n{i:03}" for i in range(count)]
+        hosts = [Host(self, name, self.wall_ms(), self._config_of(name)) for name in names]
         directory = Directory([host.core.record for host in hosts])
         keys = self.authority.issued()
         for host in hosts:

@@ -17,6 +17,7 @@ class Weather:
 
     Attributes:
         latency_s: one way, each pair of nodes draws its own from this range.
+        border_s: so much longer is the way between two zones.
         jitter_s: up to so much is added to each packet.
         loss: share of packets that are lost; delay on lanes, loss for datagrams.
         duplicate: share of datagrams that come twice.
@@ -26,6 +27,7 @@ class Weather:
     """
 
     latency_s: tuple[float, float] = (0.001, 0.003)
+    border_s: float = 0.0
     jitter_s: float = 0.0005
     loss: float = 0.0
     duplicate: float = 0.0

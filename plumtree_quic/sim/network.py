@@ -403,6 +403,9 @@ class Network:
         seed: of everything that the network draws.
         weather: what the ways are like at first.
         on_frame: told of each frame and datagram (lane None) that arrives.
+
+    Attributes:
+        zones: where each node is.
     """
 
     def __init__(
@@ -419,6 +422,7 @@ class Network:
         self.random = self._rng.random
         self.uniform = self._rng.uniform
         self._seed = seed
+        self.zones: dict[NodeId, str] = {}
         self._ways: dict[tuple[NodeId, NodeId], tuple[float, float]] = {}
         self._cut: dict[tuple[NodeId, NodeId], None] = {}
         self._side: dict[NodeId, int] = {}
@@ -431,6 +435,8 @@ class Network:
             # Of a generator of its own: who meets first must not change how far others are.
             rng = Random(f"{self._seed} {min(a, b)} {max(a, b)}")
             latency_s = rng.uniform(*self.weather.latency_s)
+            if self.zones.get(a) != self.zones.get(b):
+                latency_s += self.weather.border_s
             found = self._ways[a, b] = (latency_s, latency_s)
             self._ways[b, a] = found
         return found

@@ -79,6 +79,7 @@ class Story:
     life: Life
     at: float
     copies: int = 0
+    crossings: int = 0
     hop: int = 0
     latencies: list[float] = attrs.field(factory=list)
 
@@ -179,7 +180,11 @@ class Journal:
     def on_received(self, end: End, message: Message) -> None:
         """A node is told something on a link."""
         if isinstance(message, Gossip | Repair):
-            self._find(message.bundle, "arrives").copies += 1
+            item = self._find(message.bundle, "arrives")
+            item.copies += 1
+            zones = end.network.zones
+            if isinstance(message, Gossip) and zones[end.peer] != zones[end.owner.id]:
+                item.crossings += 1
         elif isinstance(message, Digest):
             end.digests.append(message)
         self._note_told(end, message)
@@ -284,6 +289,10 @@ class Journal:
     def latencies(self, since: int = 0) -> list[float]:
         """Of each delivery of the bundles from number `since` on, in seconds."""
         return [each for item in self._published[since:] for each in item.latencies]
+
+    def crossings(self, since: int = 0) -> list[int]:
+        """How many pushed copies of each bundle from number `since` on crossed between zones."""
+        return [item.crossings for item in self._published[since:]]
 
     def missing(self, since: int = 0) -> list[tuple[Life, Bundle]]:
         """L2: what is due and was not delivered, of the bundles from number `since` on."""

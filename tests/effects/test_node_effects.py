@@ -15,6 +15,7 @@ from plumtree_quic import (
     PlumtreeConfig,
     QuicConfig,
 )
+from plumtree_quic.admin.control import status as shown_by
 from plumtree_quic.config import CompressionConfig, HealthConfig
 from plumtree_quic.messages import Lane
 from tests.rigs.effects import shows_effect_of
@@ -51,6 +52,18 @@ async def built(pki, payloads, **settings):
         await a.drain()
         stats = a.stats()
         return stats["bundles_built"], stats["bundle_bytes_built"]
+
+
+@shows_effect_of("zone")
+async def test_a_zone_is_in_the_record_and_what_the_node_shows_of_it(pki):
+    async with pair(pki, {"zone": "eu"}, {"zone": "us"}) as (a, b):
+        for each in (a, b):
+            zones = {member.node_id: member.zone for member in each.members()}
+            assert zones == {a.id: "eu", b.id: "us"}
+        assert [(peer.node_id, peer.zone) for peer in a.peers()] == [(b.id, "us")]
+        answer = shown_by(a)
+        assert {each["node_id"]: each["zone"] for each in answer["members"]} == zones
+        assert [each["zone"] for each in answer["peers"]] == ["us"]
 
 
 @shows_effect_of("bundle_messages_max")

@@ -48,6 +48,19 @@ def test_max_lazy_peers_bounds_the_links_beside_eager_fanout(limit, count):
     assert len(links(made, 15)) == count
 
 
+@shows_effect_of("zone")
+@pytest.mark.parametrize(("zone", "inside"), [("even", 4), ("odd", 4), ("", 0)])
+def test_a_node_has_neighbours_in_its_own_zone(zone, inside):
+    made = Overlay(node("me"), PlumtreeConfig(zone=zone))
+    for number in range(200):
+        peer_zone = "odd" if number % 2 else "even"
+        made.member_alive(node(f"n{number}"), ("10.0.0.1:1",), 0.0, zone=peer_zone)
+    near = [each for each in links(made, 200) if made.zone_of(each) == zone]
+    # Two rings of the zone alone, and what the others happen to bring.
+    assert len(near) >= inside
+    assert bool(near) is bool(inside)
+
+
 @shows_effect_of("use_hash_ring", "protect_ring_neighbors")
 @pytest.mark.parametrize("ring", [True, False])
 @pytest.mark.parametrize("protect", [True, False])

@@ -1,5 +1,8 @@
 """A member list that cores share: whoever starts with one is as if it had met everybody."""
 
+import copy
+
+import attrs
 import pytest
 
 from plumtree_quic import PlumtreeConfig
@@ -92,10 +95,27 @@ def test_an_overlay_with_a_directory_wants_what_one_that_met_everybody_wants(rec
 def test_an_overlay_that_changes_leaves_the_directory_alone(records):
     config = PlumtreeConfig.lan()
     directory = Directory(records)
-    before = [list(each) for each in directory.holders(5)], dict(directory.addresses)
+    before = copy.deepcopy((directory.holders(5), directory.addresses, directory.zones))
     overlay = Overlay(node_id("n00"), config, directory)
     overlay.start(0.0)
     overlay.member_gone(node_id("n03"), 1.0)
-    overlay.member_alive(node_id("new"), ("new:1",), 2.0)
-    assert ([list(each) for each in directory.holders(5)], dict(directory.addresses)) == before
+    overlay.member_alive(node_id("new"), ("new:1",), 2.0, zone="elsewhere")
+    overlay.member_alive(node_id("n05"), ("n05:1",), 3.0, zone="elsewhere")
+    assert (directory.holders(5), directory.addresses, directory.zones) == before
     assert not overlay.wants(node_id("n03"))
+
+
+def test_an_overlay_knows_the_zones_of_a_directory(records):
+    zoned = [attrs.evolve(each, zone=f"z{number % 3}") for number, each in enumerate(records)]
+    config = PlumtreeConfig.lan(zone="z0")
+    ours = Overlay(node_id("n00"), config, Directory(zoned))
+    ours.start(0.0)
+    theirs = Overlay(node_id("n00"), config)
+    for each in zoned:
+        theirs.member_alive(each.node_id, each.addresses, 0.0, zone=each.zone)
+    assert ours.zone_members() == theirs.zone_members() == 14
+    assert set(ours._desired) == set(theirs._desired)
+    for watcher in NAMES:
+        for watched in NAMES:
+            pair = node_id(watcher), node_id(watched)
+            assert ours.is_monitor(*pair) is theirs.is_monitor(*pair)

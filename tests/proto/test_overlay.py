@@ -2,7 +2,10 @@
 
 from collections import deque
 
+import attrs
+
 from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.proto.directory import is_zoned
 from plumtree_quic.proto.effects import Link, Unlink
 from plumtree_quic.proto.overlay import MESH_MEMBERS_MAX, Overlay, ring_positions
 from tests.rigs.membership import node_id
@@ -316,3 +319,173 @@ def test_would_be_neighbours_are_those_who_want_a_link_once_the_member_lives():
         would = overlay.would_neighbour(lost)
         overlay.member_alive(lost, ("lost:1",), 1.0)
         assert overlay.wants(lost) == would
+
+
+# --- zones --------------------------------------------------------------------------------------
+
+
+def in_zones(members, *, zones=4):
+    """{name: zone}, in turn."""
+    return {name: f"z{number % zones}" for number, name in enumerate(members)}
+
+
+def zoned(where, *, me="me", config=None, now=0.0):
+    """An overlay of a cluster in which `where` says who is in which zone, itself included."""
+    config = attrs.evolve(config or PlumtreeConfig(), zone=where[me])
+    overlay = Overlay(node_id(me), config)
+    for name, zone in where.items():
+        feed(overlay, overlay.member_alive(node_id(name), (f"{name}:1",), now, zone=zone), now)
+    settle(overlay)
+    return overlay
+
+
+def wanted_of(overlay, where):
+    return {name for name in where if overlay.wants(node_id(name))}
+
+
+def zoned_neighbours(where, me):
+    """The definition: rings 1 and 2 of five are one ring a zone."""
+    found = set()
+    own = [name for name in where if where[name] == where[me]]
+    for ring in range(RINGS):
+        order = ring_order(ring, own if ring in (1, 2) else list(where), me)
+        found |= {order[0], order[-1]}
+        if ring == 0:
+            found |= {order[1], order[-2]}
+    return found
+
+
+def test_half_of_the_rings_and_at_least_two_are_one_ring_a_zone_but_never_the_first():
+    kinds = {
+        count: [is_zoned(ring, count) for ring in range(count)] for count in (1, 2, 3, 5, 6, 8)
+    }
+    assert {count: sum(kind) for count, kind in kinds.items()} == {
+        1: 0, 2: 1, 3: 2, 5: 2, 6: 3, 8: 4
+    }  # fmt: skip
+    assert not any(kind[0] for kind in kinds.values())
+
+
+def test_with_zones_the_neighbours_are_those_of_the_definition():
+    where = in_zones([*names(200), "me"])
+    assert wanted_of(zoned(where), where) == zoned_neighbours(where, "me")
+
+
+def test_with_zones_the_neighbours_are_those_of_the_definition_whoever_comes_and_goes():
+    members = [*names(120), "me"]
+    where = in_zones(members)
+    overlay = Overlay(node_id("me"), PlumtreeConfig(zone=where["me"]))
+    for name in members[::-1]:
+        # Most begin elsewhere, and move.
+        feed(overlay, overlay.member_alive(node_id(name), ("x:1",), 0.0, zone="z9"), 0.0)
+    for name in members:
+        feed(overlay, overlay.member_alive(node_id(name), ("x:1",), 0.0, zone=where[name]), 0.0)
+    for name in names(120)[::3]:
+        feed(overlay, overlay.member_gone(node_id(name), 0.0), 0.0)
+        del where[name]
+    settle(overlay)
+    assert wanted_of(overlay, where) == zoned_neighbours(where, "me")
+    assert overlay.zone_members() == list(where.values()).count(where["me"])
+
+
+def test_one_zone_is_as_none():
+    members = [*names(60), "me"]
+    for zone in ("", "z"):
+        where = dict.fromkeys(members, zone)
+        assert wanted_of(zoned(where), where) == neighbours(members, "me")
+
+
+def test_wanting_is_mutual_between_zones_and_within_them():
+    where = in_zones(names(80))
+    overlays = {me: zoned(where, me=me) for me in where}
+    for me, overlay in overlays.items():
+        assert all(overlays[peer].wants(node_id(me)) for peer in wanted_of(overlay, where))
+
+
+def test_who_has_no_neighbours_of_its_own_zone_has_as_many_links_as_others():
+    for alone in ({"me"}, {"me", "n007"}, {"me", "n007", "n033", "n050"}):
+        where = {name: "small" if name in alone else "large" for name in [*names(100), "me"]}
+        links = wanted_of(zoned(where), where)
+        assert alone - {"me"} <= links
+        assert 2 * RINGS <= len(links) <= 2 * RINGS + 2
+
+
+def test_with_two_and_three_rings_small_zones_have_as_many_links_as_well():
+    for fanouts, links in (((1, 2), 6), ((2, 3), 8), ((1, 1), 4)):
+        config = PlumtreeConfig(eager_fanout=fanouts[0], lazy_fanout=fanouts[1])
+        where = dict.fromkeys(names(100), "large") | {"me": "small"}
+        assert len(wanted_of(zoned(where, config=config), where)) == links
+
+
+def test_zones_are_connected_within_and_with_each_other():
+    where = in_zones(names(100)) | {"n000": "alone", "n001": "two", "n002": "two"}
+    edges = {me: wanted_of(zoned(where, me=me), where) for me in where}
+    for zone in ("z0", "z1", "z2", "z3", "two", None):
+        inside = {name for name in where if zone in (None, where[name])}
+        first = min(inside)
+        seen, todo = {first}, [first]
+        while todo:
+            for peer in edges[todo.pop()] & inside - seen:
+                seen.add(peer)
+                todo.append(peer)
+        assert seen == inside
+
+
+def test_every_zone_has_three_links_out_also_when_caps_leave_few():
+    # The first ring holds all; whoever leaves a zone on it and comes back crosses its border.
+    for config in (PlumtreeConfig(), PlumtreeConfig(max_lazy_peers=1)):
+        where = in_zones(names(60), zones=10)
+        edges = {me: wanted_of(zoned(where, me=me, config=config), where) for me in where}
+        for zone in dict.fromkeys(where.values()):
+            out = [(a, b) for a in where for b in edges[a] if where[a] == zone != where[b]]
+            assert len(out) >= 3
+
+
+def test_links_are_between_monitors_also_with_zones():
+    where = in_zones([*names(300), "me"]) | {"n001": "alone", "n002": "two", "n003": "two"}
+    for me in ("me", "n001", "n002"):
+        overlay = zoned(where, me=me)
+        for name in wanted_of(overlay, where):
+            assert overlay.is_monitor(node_id(me), node_id(name))
+            assert overlay.is_monitor(node_id(name), node_id(me))
+
+
+def test_all_views_agree_about_who_is_a_monitor():
+    where = in_zones(names(150))
+    views = [zoned(where, me=me) for me in ("n000", "n001", "n050")]
+    for watched in ("n000", "n013", "n077"):
+        near = set()
+        for ring in range(RINGS):
+            own = [name for name in where if where[name] == where[watched]]
+            order = ring_order(ring, own if ring in (1, 2) else list(where), watched)
+            near |= {*order[: 2 * RINGS], *order[-2 * RINGS :]}
+        for view in views:
+            assert near == {
+                name
+                for name in where
+                if name != watched and view.is_monitor(node_id(name), node_id(watched))
+            }
+
+
+def test_a_suspect_of_our_zone_has_a_stand_in_of_our_zone():
+    where = in_zones([*names(200), "me"])
+    overlay = zoned(where)
+    own = [name for name in where if where[name] == where["me"]]
+    order = ring_order(1, own, "me")
+    feed(overlay, overlay.member_suspect(node_id(order[0]), 5.0), 5.0)
+    assert overlay.wants(node_id(order[1]))
+
+
+def test_who_moves_to_another_zone_is_no_neighbour_for_our_zone_any_more():
+    where = in_zones([*names(200), "me"])
+    overlay = zoned(where)
+    own = [name for name in where if where[name] == where["me"]]
+    mover = next(
+        name
+        for name in ring_order(1, own, "me")[:1]
+        if name not in zoned_neighbours(where | {name: "away"}, "me")
+    )
+    assert overlay.wants(node_id(mover))
+    overlay.member_alive(node_id(mover), (f"{mover}:1",), 5.0, zone="away")
+    settle(overlay, 5.0)
+    assert not overlay.wants(node_id(mover))
+    assert wanted_of(overlay, where) == zoned_neighbours(where | {mover: "away"}, "me")

@@ -193,6 +193,7 @@ ALSO = (
     (_SWIM, "if not link.may_ping(now):", "if False:"),
     (_SWIM, "if not link.may_fetch(now):", "if False:"),
     ("plumtree_quic/proto/overlay.py", "if min(apart, len(holders) - apart) <= reach:", "if True:"),
+    ("plumtree_quic/proto/overlay.py", "if ring.zoned and not one_zone:", "if False:"),
     (
         "plumtree_quic/proto/plumtree.py",
         "if stream.claimed and self._is_claimed_alone(stream, first, last):",
