@@ -19,8 +19,11 @@ __all__ = ["Seeds"]
 SEED_BACKOFF_MIN_S = 1.0
 # As long as we are alone, for then nothing matters more (a guess).
 SEED_BACKOFF_MAX_S = 30.0
-# A seed that a member of a cluster tries, and a name that is looked up again (section 7).
+# A seed that a member of a cluster tries, and a name that is looked up again (section 7). Of a
+# small cluster sooner, so that all members together try it as often, whatever their number: a
+# partition heals within half a minute (reliability bar, M-06). The factor is a guess.
 SEED_BACKOFF_JOINED_MAX_S = 300.0
+SEED_BACKOFF_PER_MEMBER_S = 3.0
 # Above the longest handshake, so that a dial whose end nobody reports is tried again.
 DIAL_LOST_S = 30.0
 DEAD_BACKOFF_MIN_S = 5.0
@@ -151,7 +154,8 @@ class Seeds:
         seed = self._seeds.get(address)
         if seed is None or address in self._served:
             return
-        longest = SEED_BACKOFF_JOINED_MAX_S if self._alive else SEED_BACKOFF_MAX_S
+        longest = max(SEED_BACKOFF_MAX_S, SEED_BACKOFF_PER_MEMBER_S * len(self._alive))
+        longest = min(longest, SEED_BACKOFF_JOINED_MAX_S)
         top = min(longest, SEED_BACKOFF_MIN_S * 2.0 ** min(seed.attempts, 16))
         # Never below the shortest wait: a dead seed costs less than one dial a second.
         wait_s = self._rng.uniform(SEED_BACKOFF_MIN_S, top)

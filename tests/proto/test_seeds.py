@@ -123,10 +123,11 @@ def test_m20_a_seed_that_is_a_name_is_looked_up_again_at_least_every_five_minute
         now = due
 
 
-def test_a_seed_that_is_down_is_tried_less_often_by_a_member_of_a_cluster_yet_for_ever():
+def test_a_seed_that_is_down_is_tried_less_often_by_each_member_of_a_large_cluster_yet_for_ever():
     machine = seeds()
     machine.add(["a:1"], 0.0)
-    machine.member_alive(node_id("b"), ("b:1",), 0.0)
+    for number in range(100):
+        machine.member_alive(node_id(f"n{number}"), (f"n{number}:1",), 0.0)
     machine.failed("a:1", 0.0)
     times = [when for when, _ in play(machine, 36_000.0)]
     gaps = [b - a for a, b in itertools.pairwise(times)]
