@@ -682,11 +682,16 @@ class Swim:
         self._settle(row, _LEFT)
 
     def _become_alive(self, row: Member, now: float) -> None:
-        was = row.state
+        """It spoke, by whatever way: our wait for a sign of it on its link begins anew.
+
+        After a restart that link is the old life's, and its silence says nothing of the new one.
+        """
         self._settle(row, _ALIVE)
         link = self._links.get(row.node_id)
-        if link is not None and was is not _ALIVE and link.waiting_since is not None:
+        if link is not None and link.waiting_since is not None:
             link.wait_from(now)
+        if row.key in self._unlinked:
+            self._miss(row.key, now)
 
     def _settle(self, row: Member, state: MemberState) -> None:
         self._suspicions.pop(row.key, None)

@@ -356,6 +356,23 @@ def test_silence_is_suspected_within_four_seconds_at_lan_values(config):
         assert of(rig.run(4.0, alive=("b",)), MemberSuspected) == [MemberSuspected(node_id("a"))]
 
 
+@pytest.mark.parametrize("how", ["record", "fact"])
+def test_m14_the_silence_of_an_old_lifes_link_accuses_no_new_life(how):
+    rig = Rig("a", "b", probe_interval=1.0, probe_timeout=0.5)
+    # Its process is gone; the link hangs, and the verdict is near.
+    while rig.swim._links[node_id("a")].waiting_since is None:
+        rig.run(0.05, alive=("b",), step=0.05)
+    rig.run(0.45, alive=("b",))
+    assert rig.state("a") is ALIVE
+    if how == "record":
+        rig.receive("b", Records((record("a", epoch=2),)))
+    else:
+        rig.facts("b", fact("a", ALIVE, incarnation=1))
+    assert of(rig.run(0.4, alive=("b",)), MemberSuspected) == []
+    # A link that stays silent is judged all the same.
+    assert of(rig.run(4.0, alive=("b",)), MemberSuspected) == [MemberSuspected(node_id("a"))]
+
+
 def test_silence_decides_a_link_that_may_be_silent_for_longer_is_given_longer():
     rig = Rig("a")
     rig.take(rig.swim.heard(node_id("a"), rig.now, 3.0))

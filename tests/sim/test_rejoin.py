@@ -107,7 +107,8 @@ def test_m20_a_name_of_members_who_are_all_known_costs_no_dial():
     cluster.run(2 * SEED_BACKOFF_JOINED_MAX_S)
     # A node's own address in the list is no member that it could meet.
     assert [place for place in dialled if place not in cluster.hosts] == []
-    assert len(dialled) <= 3 * 8
+    # Looked up again every half a minute at most, in so small a cluster every 15 s in the mean.
+    assert len(dialled) <= 3 * 45
 
 
 # --- the dead -----------------------------------------------------------------------------------
@@ -139,7 +140,8 @@ def test_m20_hours_with_dead_seeds_and_members_cost_less_than_a_dial_a_second_ea
     cluster.run(900.0)
     for name in names_of(hosts)[9:]:
         times = [when for who, when in dials if who == name]
-        assert 9 <= len(times) <= 120
+        # Three seeds every 15 s in the mean, for the cluster is small now, and nine dead rarely.
+        assert 9 <= len(times) <= 240
         assert all(b - a > 0.999 for a, b in itertools.pairwise(times))
 
 
@@ -163,7 +165,8 @@ def test_m06_a_partition_heals_by_itself(shape):
     cluster = Cluster(seed=8)
     cluster.ready(NODES)
     cluster.partition(*SHAPES[shape])
-    cluster.run(40.0)
+    # Who hears nobody doubts itself first, and takes up to nine times as long to accuse.
+    cluster.run(200.0 if shape == "each_alone" else 40.0)
     assert any(host.view() != frozenset(NAMES) for host in cluster.hosts.values())
     for side in SHAPES[shape]:
         for name in side:
