@@ -45,6 +45,11 @@ def _about() -> str:
     show_default=True,
     help="Of the nodes, where a scenario hits some of them.",
 )
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1.0, 86_400.0),
+    help="Of virtual time, where a scenario lasts for some (stalls, losses).",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, the last line of stdout.")
 @click.option(
     "--pictures",
@@ -64,6 +69,7 @@ def sim(
     seed: int,
     preset: str,
     share: float,
+    seconds: float | None,
     as_json: bool,
     pictures: Path | None,
     trace: Path | None,
@@ -86,6 +92,7 @@ def sim(
         seed=seed,
         preset=preset,
         share=share,
+        seconds=seconds,
         say=say,
     )
     if trace is None:
@@ -98,17 +105,19 @@ def sim(
         with lines:
             run.on_cluster = _follow(lines)
             outcome = play(chosen, run)
-    seconds = time.monotonic() - began
+    elapsed_s = time.monotonic() - began
     rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if run.cluster is None and (pictures is not None or trace is not None):
+        say(f"{scenario} makes its clusters by itself: no trace, and no picture of one")
     if pictures is not None:
         from plumtree_quic.sim.pictures import draw
 
         for path in draw(pictures, run.cluster, origin_of(run), outcome):
             say(f"wrote {path}")
     if as_json:
-        click.echo(json.dumps(_summary(scenario, run, outcome, seconds, rss_mb)))
+        click.echo(json.dumps(_summary(scenario, run, outcome, elapsed_s, rss_mb)))
     else:
-        _show(Console(highlight=False), scenario, run, outcome, seconds, rss_mb)
+        _show(Console(highlight=False), scenario, run, outcome, elapsed_s, rss_mb)
     return 0 if outcome.holds else 1
 
 

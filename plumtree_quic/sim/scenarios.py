@@ -11,6 +11,7 @@ from statistics import median
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.sim import detection, zones
 from plumtree_quic.sim.cluster import Cluster, Host
 from plumtree_quic.sim.graph import Graph
 from plumtree_quic.sim.report import Violation
@@ -63,25 +64,31 @@ class Run:
     """One run of a scenario. The cluster is there as soon as there is one, for whoever looks on.
 
     nodes: how many. seed: of everything. preset: name of the configuration. share: how much of
-    the cluster a fault hits. on_cluster: called with the cluster before anything happens in it.
-    say: told what goes on, in words.
+    the cluster a fault hits. seconds: how long, of virtual time, where that is a choice; None: as
+    long as the scenario asks for. on_cluster: called with the cluster before anything happens in
+    it. say: told what goes on, in words.
     """
 
     nodes: int
     seed: int
     preset: str = "lan"
     share: float = 0.5
+    seconds: float | None = None
     on_cluster: Callable[[Cluster], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
     cluster: Cluster | None = None
     origin: str = ""
 
-    def make(self) -> Cluster:
-        """A cluster of no nodes yet."""
-        config: PlumtreeConfig = (
+    def config(self) -> PlumtreeConfig:
+        """Of every node."""
+        made: PlumtreeConfig = (
             PlumtreeConfig() if self.preset == "default" else getattr(PlumtreeConfig, self.preset)()
         )
-        self.cluster = Cluster(config=config, seed=self.seed)
+        return made
+
+    def make(self) -> Cluster:
+        """A cluster of no nodes yet."""
+        self.cluster = Cluster(config=self.config(), seed=self.seed)
         self.on_cluster(self.cluster)
         return self.cluster
 
@@ -276,6 +283,74 @@ def churn(run: Run) -> Outcome:
     )
 
 
+def stalls(run: Run) -> Outcome:
+    """4 of 100 nodes stand still at random for up to 5 s, for an hour: nobody well is failed."""
+    verdicts = detection.stalls(
+        run.seed, nodes=run.nodes, seconds=run.seconds or 3_600.0, config=run.config()
+    )
+    return _of_verdicts(verdicts)
+
+
+def losses(run: Run) -> Outcome:
+    """A fifth of all packets is lost for half an hour: nobody is failed."""
+    verdicts = detection.losses(
+        run.seed, nodes=run.nodes, seconds=run.seconds or 1_800.0, config=run.config()
+    )
+    return _of_verdicts(verdicts)
+
+
+def crashes(run: Run) -> Outcome:
+    """Nodes die one after the other while 4 of 100 stand still at random: how soon all know."""
+    times = detection.crashes(run.seed, nodes=run.nodes, count=20, config=run.config())
+    known, well = times.known_to_all_s, times.known_to_healthy_s
+    return Outcome(
+        [
+            Figure("crashes", len(known)),
+            Figure("known to all, median", detection.quantile(known, 0.5), "s", bound=10.0),
+            Figure("known to all, p99", detection.quantile(known, 0.99), "s", bound=20.0),
+            Figure("known to all who are well, median", detection.quantile(well, 0.5), "s"),
+            Figure("first suspicion, median", detection.quantile(times.suspected_s, 0.5), "s"),
+            Figure("well nodes declared failed", times.failed_healthy, bound=0),
+        ]
+    )
+
+
+def borders(run: Run) -> Outcome:
+    """4 zones, 200 broadcasts: how often they cross borders; then a zone loses its bridges."""
+    found = zones.cross_borders(run.nodes, config=run.config(), seed=run.seed)
+    return Outcome(
+        [
+            Figure(
+                "border crossings, median", median(found.crossed), bound=2.0 * (found.zones - 1)
+            ),
+            Figure("border crossings, most", max(found.crossed)),
+            Figure("lost", found.lost + found.lost_after, bound=0),
+            Figure("bridges killed", found.bridges),
+            Figure(
+                "all have all after",
+                found.healed_s if found.healed_s is not None else float("inf"),
+                "s",
+                bound=10.0,
+            ),
+            Figure("border crossings after that, median", median(found.crossed_after)),
+        ]
+    )
+
+
+def _of_verdicts(verdicts: detection.Verdicts) -> Outcome:
+    return Outcome(
+        [
+            Figure("well nodes declared failed", verdicts.failed_healthy, bound=0),
+            Figure("unwell nodes declared failed", verdicts.failed_unwell),
+            Figure("told of suspicions of well nodes", verdicts.suspected_healthy),
+            Figure("accusations", verdicts.accusations),
+            Figure("probes failed", verdicts.probes_failed),
+            Figure("pings", verdicts.pings),
+            Figure("most that local health stretched", verdicts.stretch_max),
+        ]
+    )
+
+
 @attrs.frozen
 class Scenario:
     """What runs, how many nodes by default, and what it is in a line."""
@@ -296,6 +371,10 @@ SCENARIOS: dict[str, Scenario] = {
     "crash": _of(crash, 1_000),
     "partition": _of(partition, 50),
     "churn": _of(churn, 50),
+    "stalls": _of(stalls, 100),
+    "losses": _of(losses, 50),
+    "crashes": _of(crashes, 100),
+    "borders": _of(borders, 1_000),
 }
 """By name, in the order in which they are told."""
 

@@ -47,6 +47,15 @@ def test_partition_two_halves_become_one_again():
     assert outcome.holds, outcome
 
 
+@pytest.mark.parametrize(
+    ("name", "nodes", "seconds"),
+    [("stalls", 12, 60.0), ("losses", 8, 120.0), ("borders", 24, None)],
+)
+def test_every_scenario_of_one_line_holds_when_it_is_small(name, nodes, seconds):
+    outcome = play(SCENARIOS[name], Run(nodes=nodes, seed=1, seconds=seconds, preset="default"))
+    assert outcome.holds, outcome
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another_one():
     traces = []
     for seed in (5, 5, 6):
