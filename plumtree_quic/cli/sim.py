@@ -170,6 +170,8 @@ def _show(
     if outcome.violation:
         console.print(f"broken rule: {outcome.violation}", markup=False)
     options = f"--nodes {run.nodes} --seed {run.seed} --preset {run.preset} --share {run.share:g}"
+    if run.seconds is not None:
+        options += f" --seconds {run.seconds:g}"
     console.print(f"again: plumtree-quic sim {scenario} {options}")
 
 
