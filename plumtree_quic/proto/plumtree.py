@@ -64,12 +64,12 @@ ORIGIN_IDLE_S = 600.0
 PARENT_STREAK = 3
 EPOCHS_MAX = 8
 GAPS_MAX = 1_024
-# How far above the highest id seen an announcement may reach; a digest is asked for instead.
 # A parent that is late as usual is waited for, but never longer than so many graft_timeouts.
 LAG_TIMEOUTS_MAX = 5
 # A parent's lateness says something about the machine for so long. A guess.
 LAG_FRESH_S = 10.0
 REPAIRED_MAX = 256
+# How far above the highest id seen an announcement may reach; a digest is asked for instead.
 AHEAD_IDS_MAX = 65_536
 HOP_MAX = 255
 # What fits one frame at 40 bytes each.
