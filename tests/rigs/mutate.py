@@ -199,7 +199,7 @@ ALSO = (
         "if stream.claimed and self._is_claimed_alone(stream, first, last):",
         "if False:",
     ),
-    ("plumtree_quic/proto/plumtree.py", "lags[(len(lags) - 1) // 2]", "lags[-1]"),
+    ("plumtree_quic/proto/plumtree.py", "lags[max(0, len(lags) - 1 - spared)]", "lags[-1]"),
     ("plumtree_quic/proto/plumtree.py", "self._doubt(stream, link, first, last)", "pass"),
     (
         "plumtree_quic/proto/plumtree.py",
