@@ -849,6 +849,56 @@ def test_of_many_accusations_four_are_passed_on_for_more_shorten_nothing():
     assert len(rig.table.get(key("x")).accusations) == 8
 
 
+def test_of_many_facts_the_first_leaves_at_once_and_the_others_together_a_little_later():
+    rig = Rig("a", "l")
+    names = members(rig, *(f"x{number}" for number in range(20)), "v")
+    rig.run(1.0, alive=("a", "l"))
+    effects = []
+    for number, name in enumerate(names[:20]):
+        effects += rig.facts("a", fact(name, SUSPECT, signer="v"))
+        effects += rig.flush()
+        if number == 0:
+            assert facts_to(effects, "l") == [(key("x0"), SUSPECT, 0)]
+        rig.now += 0.001
+    assert len(sent(effects, Facts, "l")) == 1
+    later = rig.run(swim_module.NEWS_EVERY_S, alive=("a", "l"), step=0.01)
+    assert len(sent(later, Facts, "l")) == 1
+    assert len(facts_to(later, "l")) == 19
+    assert rig.swim.counters.late_ms == 0
+
+
+def test_a_fact_that_waits_is_not_told_to_whom_brings_it_meanwhile():
+    rig = Rig("a", "b", "l")
+    members(rig, "x", "y", "v")
+    rig.facts("a", fact("x", SUSPECT, signer="v"))
+    rig.flush()
+    rig.facts("a", fact("y", SUSPECT, signer="v"))
+    assert not sent(rig.flush(), Facts, "b")
+    rig.facts("b", fact("y", SUSPECT, signer="v"))
+    later = rig.run(1.0, alive=("a", "b", "l"), step=0.01)
+    assert facts_to(later, "b") == []
+    assert facts_to(later, "l") == [(key("y"), SUSPECT, 0)]
+
+
+def test_what_contradicts_an_accusation_waits_for_nothing_and_takes_along_what_waits():
+    rig = Rig("a", "l")
+    members(rig, "x", "y", "v")
+    rig.facts("a", fact("x", SUSPECT, signer="v"))
+    rig.flush()
+    rig.facts("a", fact("y", SUSPECT, signer="v"))
+    rig.facts("a", fact("x", ALIVE, incarnation=1))
+    assert set(facts_to(rig.flush(), "l")) == {(key("y"), SUSPECT, 0), (key("x"), ALIVE, 1)}
+
+
+def test_our_own_refutation_waits_for_nothing():
+    rig = Rig("a", "l")
+    members(rig, "x", "v")
+    rig.facts("a", fact("x", SUSPECT, signer="v"))
+    rig.flush()
+    rig.facts("a", fact("m", SUSPECT, signer="v"))
+    assert (key("m"), ALIVE, 1) in facts_to(rig.flush(), "l")
+
+
 def test_pings_go_only_where_a_link_exists():
     rig = Rig("a", "b")
     members(rig, "x", "c", "d")
