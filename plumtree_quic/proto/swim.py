@@ -726,7 +726,7 @@ class Swim:
         return [*self._take_vote(row, fact, None, now), *self._tell(row)]
 
     def _take_vote(self, row: Member, fact: Fact, peer: NodeId | None, now: float) -> list[Effect]:
-        if fact.signer in row.accusations or len(row.accusations) >= VOTES_MAX:
+        if len(row.accusations) >= VOTES_MAX:
             return []
         row.accusations[fact.signer] = fact
         if row.state is _DEAD:
@@ -889,9 +889,6 @@ class Swim:
             return []
         match fact.state:
             case MemberState.SUSPECT:
-                if fact.signer in row.accusations:
-                    # Each neighbour brings it.
-                    return []
                 effects = self._on_suspect(peer, row, fact, now)
                 return effects + self._tell(row)
             case MemberState.LEFT:
@@ -932,6 +929,9 @@ class Swim:
     def _on_suspect(self, peer: NodeId, row: Member, fact: Fact, now: float) -> list[Effect]:
         if fact.incarnation > row.incarnation:
             # Only the subject raises its incarnation; its newer statement is on the way to us.
+            return []
+        if fact.signer in row.accusations:
+            # Each neighbour brings it.
             return []
         signer = self.table.get(fact.signer)
         if (

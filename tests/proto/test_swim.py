@@ -880,6 +880,18 @@ def test_a_fact_that_waits_is_not_told_to_whom_brings_it_meanwhile():
     assert facts_to(later, "l") == [(key("y"), SUSPECT, 0)]
 
 
+def test_an_accusation_that_every_neighbour_brings_is_passed_on_once():
+    rig = Rig("a", "b", "l")
+    members(rig, "x", "v")
+    accusation = fact("x", SUSPECT, signer="v")
+    effects = []
+    for bringer in ("a", "b", "a", "b"):
+        effects += rig.facts(bringer, accusation)
+        effects += rig.run(0.1, alive=("a", "b", "l"))
+    assert facts_to(effects, "l") == [(key("x"), SUSPECT, 0)]
+    assert rig.swim.counters.facts_relayed == 2
+
+
 def test_what_contradicts_an_accusation_waits_for_nothing_and_takes_along_what_waits():
     rig = Rig("a", "l")
     members(rig, "x", "y", "v")

@@ -189,7 +189,7 @@ ALSO = (
     (_SWIM, "or not self._is_monitor(signer.node_id, row.node_id)", ""),
     (_SWIM, "if not self._is_monitor(self.table.own.node_id, row.node_id):", "if False:"),
     (_SWIM, "if fact.incarnation - row.incarnation > INCARNATION_STEP_MAX:", "if False:"),
-    (_SWIM, "fact.signer in row.accusations or ", ""),
+    (_SWIM, "if fact.signer in row.accusations:", "if False:"),
     (_SWIM, "if row is None or self.table.is_ahead(fact.epoch):", "if row is None:"),
     (_SWIM, "if not proved and not self._may_rise(rise, now):", "if False:"),
     (_SWIM, "reason == BROKEN_BY_ITSELF and peer == record.node_id", "reason == BROKEN_BY_ITSELF"),
