@@ -144,11 +144,16 @@ class Swarm:
         self.workers: list[WorkerProcess] = []
 
     async def spawn(
-        self, name: str, *, issuer: DevCa | None = None, **options: Any
+        self,
+        name: str,
+        *,
+        issuer: DevCa | None = None,
+        timeout_s: float = START_TIMEOUT_S,
+        **options: Any,
     ) -> WorkerProcess:
         """Start one node process with a certificate of its own and wait until it listens.
 
-        issuer: whose certificate it has; the swarm's CA when None.
+        issuer: whose certificate it has; the swarm's CA when None. timeout_s: how long to wait.
         """
         issuer = issuer if issuer is not None else self.ca
         if not (issuer.directory / f"{name}.crt").exists():
@@ -172,7 +177,7 @@ class Swarm:
         )
         worker = WorkerProcess(name, process)
         self.workers.append(worker)
-        ready = await worker.wait("ready")
+        ready = await worker.wait("ready", timeout_s=timeout_s)
         worker.address, worker.node_id = ready["address"], ready["node_id"]
         return worker
 

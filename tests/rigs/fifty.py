@@ -490,7 +490,11 @@ class _Rig:
             real = f"{ASIDE}:{port}"
             self.addresses[name] = (await self.relay.ask("add", name=name, real=real))["address"]
             worker = await self.made.spawn(
-                name, listen=real, advertise=self.addresses[name], config=plan.config
+                name,
+                timeout_s=plan.patience_s,
+                listen=real,
+                advertise=self.addresses[name],
+                config=plan.config,
             )
             self.by_name[name], self.name_of[worker.node_id] = worker, name
 
@@ -532,9 +536,11 @@ class _Rig:
         self.note_failures()
         victims = [self.by_name[name] for name in self.victims]
         self.cpu_s_killed = sum(cpu_s(worker.process.pid) for worker in victims)
+        sending = [self.by_name[name].latest("published") is None for name in self.publishers]
+        record.figures["publishers_amid_the_kill"] = sum(sending)
         record.killed, record.killed_at = self.victims, time.monotonic()
         await asyncio.gather(*(worker.kill() for worker in victims))
-        self.say(f"   killed: {', '.join(sorted(self.victims))}")
+        self.say(f"   killed while {sum(sending)} publish: {', '.join(sorted(self.victims))}")
         await self.agree([survivors], "the killed are declared failed by all")
         known = [
             each.at - record.killed_at
@@ -604,6 +610,11 @@ class _Rig:
 async def run(plan, say=lambda text: None):
     """Go through all phases, or up to the one that fails; return the record."""
     record = Record(names=[f"n{number}" for number in range(plan.nodes)])
+    # What else the machine was doing explains many a figure.
+    record.figures["machine"] = {
+        "cpus": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),
+    }
     began = time.monotonic()
     async with (
         RelayProcess(seed=plan.seed, life_s=plan.limit_s + 60.0) as relay,
@@ -669,6 +680,10 @@ def show(console, result):
     if crossed := result.get("apart_reached_the_other_half"):
         table.add_row(
             "of the time apart, delivered across", f"{crossed['deliveries']:,} of {crossed['of']:,}"
+        )
+    if machine := result.get("machine"):
+        table.add_row(
+            "the machine", f"{machine['cpus']} CPUs, load average before {machine['load_before']}"
         )
     for name, count in result.get("counters", {}).items():
         table.add_row(name, f"{count:,}")
