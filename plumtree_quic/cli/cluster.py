@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ WARM_SHARE = 0.05
 START_TIMEOUT_S = 60.0
 # Nothing delivered for this long means that nothing more will come.
 STALL_TIMEOUT_S = 60.0
+# Lines of what a process logs: more than a traceback has.
+COMPLAINTS_KEPT = 200
 
 
 class WorkerProcess:
@@ -48,8 +50,10 @@ class WorkerProcess:
         self.copies = 0
         self.killed = False
         self.events: list[dict[str, Any]] = []
+        self.complaints: deque[str] = deque(maxlen=COMPLAINTS_KEPT)
         self._changed = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
+        self._hearing = asyncio.create_task(self._hear())
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
@@ -61,6 +65,12 @@ class WorkerProcess:
                 self.events.append(event)
             self._changed.set()
         self._changed.set()
+
+    async def _hear(self) -> None:
+        """Take what it logs as it comes: a full pipe would stop the process that writes to it."""
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.complaints.append(line.decode(errors="replace").rstrip())
 
     def tell(self, op: str, **fields: Any) -> None:
         """Give an order; what comes of it is an event."""
@@ -93,12 +103,12 @@ class WorkerProcess:
 
     async def why(self) -> str:
         """Return the last words of a process that ended."""
-        assert self.process.stderr is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
-                text = (await self.process.stderr.read()).decode(errors="replace").strip()
+                await asyncio.shield(self._hearing)
                 await self.process.wait()
-                return text.splitlines()[-1] if text else f"exit code {self.process.returncode}"
+                words = [line for line in self.complaints if line]
+                return words[-1] if words else f"exit code {self.process.returncode}"
         return "no reason given"
 
     async def kill(self) -> None:
@@ -118,9 +128,10 @@ class WorkerProcess:
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()
-        self._reading.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reading
+        for task in (self._reading, self._hearing):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
 
 class Swarm:
@@ -133,11 +144,16 @@ class Swarm:
         self.workers: list[WorkerProcess] = []
 
     async def spawn(
-        self, name: str, *, issuer: DevCa | None = None, **options: Any
+        self,
+        name: str,
+        *,
+        issuer: DevCa | None = None,
+        timeout_s: float = START_TIMEOUT_S,
+        **options: Any,
     ) -> WorkerProcess:
         """Start one node process with a certificate of its own and wait until it listens.
 
-        issuer: whose certificate it has; the swarm's CA when None.
+        issuer: whose certificate it has; the swarm's CA when None. timeout_s: how long to wait.
         """
         issuer = issuer if issuer is not None else self.ca
         if not (issuer.directory / f"{name}.crt").exists():
@@ -161,7 +177,7 @@ class Swarm:
         )
         worker = WorkerProcess(name, process)
         self.workers.append(worker)
-        ready = await worker.wait("ready")
+        ready = await worker.wait("ready", timeout_s=timeout_s)
         worker.address, worker.node_id = ready["address"], ready["node_id"]
         return worker
 

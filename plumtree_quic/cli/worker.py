@@ -8,6 +8,7 @@ with the sender's monotonic clock in nanoseconds, which all processes of one mac
 import asyncio
 import json
 import math
+import re
 import resource
 import sys
 import time
@@ -24,7 +25,7 @@ from plumtree_quic.messages import Bundle
 from plumtree_quic.node import Delegate, Message, Node
 from plumtree_quic.security.credentials import QuicConfig
 
-__all__ = ["STAMP_BYTES", "bucket_of", "main", "value_of"]
+__all__ = ["STAMP_BYTES", "bucket_of", "main", "ranges_of", "value_of"]
 
 STAMP_BYTES = 8
 PROGRESS_S = 0.25
@@ -40,6 +41,11 @@ def bucket_of(seconds: float) -> int:
 def value_of(bucket: int) -> float:
     """Return the seconds that `bucket` stands for."""
     return math.exp(bucket * _GROWTH)
+
+
+def ranges_of(flags: bytes | bytearray) -> list[tuple[int, int]]:
+    """Return which flags are set, as (first, last), counted from 1 as sequence numbers are."""
+    return [(found.start() + 1, found.end()) for found in re.finditer(rb"\x01+", flags)]
 
 
 @attrs.define
@@ -179,6 +185,14 @@ class _Worker(Delegate):
                 self.tasks.append(asyncio.create_task(self._publish(request)))
             case "report":
                 self._report()
+            case "received":
+                assert self.tally is not None
+                self.tell(
+                    "received",
+                    ranges={origin: ranges_of(flags) for origin, flags in self.tally.seen.items()},
+                    duplicates=self.tally.duplicates,
+                    foreign=self.tally.foreign,
+                )
             case "status":
                 health = node.health()
                 self.tell(

@@ -1,17 +1,19 @@
-"""`plumtree-quic cluster` without any process: what ends them, what it says, how it exits."""
+"""`plumtree-quic cluster` without any node: what ends them, what it says, how it exits."""
 
 import asyncio
 import json
 import os
 import signal
+import sys
 from collections import Counter
 
 import pytest
 from click.testing import CliRunner
 
 from plumtree_quic.cli import cluster as cluster_module
-from plumtree_quic.cli.cluster import Swarm, cluster, percentile_ms, swarm
-from plumtree_quic.cli.worker import bucket_of
+from plumtree_quic.cli.cluster import Swarm, WorkerProcess, cluster, percentile_ms, swarm
+from plumtree_quic.cli.worker import bucket_of, ranges_of
+from plumtree_quic.errors import PlumtreeError
 
 RESULT = {
     "nodes": 2, "messages": 10, "size_bytes": 1024, "publishers": 1, "delivered": 10,
@@ -73,3 +75,27 @@ def test_no_percentile_is_above_the_longest_latency():
     latencies = Counter([bucket_of(0.009), bucket_of(longest_s)])
     assert percentile_ms(latencies, 0.99, longest_s) == 205.4
     assert percentile_ms(latencies, 0.50, longest_s) == pytest.approx(9, rel=0.01)
+
+
+def test_the_flags_of_what_was_received_are_told_as_ranges():
+    assert ranges_of(bytearray(5)) == []
+    assert ranges_of(bytearray([1, 1, 0, 1, 0, 1])) == [(1, 2), (4, 4), (6, 6)]
+
+
+async def test_a_process_that_logs_much_is_not_held_up_and_its_last_words_are_kept():
+    # More than a pipe holds: who writes to a full one stands still.
+    script = (
+        "import sys; sys.stderr.write('a warning\\n' * 100_000 + 'the end\\n'); sys.stderr.flush()"
+        '; print(\'{"event": "ready"}\', flush=True)'
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    worker = WorkerProcess("talker", process)
+    await worker.wait("ready")
+    with pytest.raises(PlumtreeError, match="node process talker ended: the end"):
+        await worker.wait("never said")
+    assert worker.complaints[-1] == "the end"
+    await worker.close()

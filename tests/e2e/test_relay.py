@@ -5,11 +5,9 @@ An acceptor sees the relay's address as the dialler's, too: links are by identit
 
 import asyncio
 import contextlib
-import json
-import sys
 
 from plumtree_quic.cli.cluster import Run, measure, swarm
-from tests.rigs.relay import Faults, Relay, free_port
+from tests.rigs.relay import Faults, Relay, RelayProcess, free_port
 from tests.rigs.waiting import ASIDE, WAIT_S
 
 NO_PROGRESS = lambda delivered, expected, redundancy: None  # noqa: E731
@@ -76,45 +74,52 @@ async def test_a_one_way_cut_heals():
 
 
 async def test_the_relay_runs_in_a_process_of_its_own():
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.rigs.relay",
-        "--life",
-        str(WAIT_S),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-
-    async def ask(**request):
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        return json.loads(await process.stdout.readline())
-
     loop = asyncio.get_running_loop()
     arrived = asyncio.Queue()
 
     class Keep(asyncio.DatagramProtocol):
         def datagram_received(self, data, addr):
-            arrived.put_nowait((data, addr))
+            arrived.put_nowait((data, "{}:{}".format(*addr)))
+
+    async def next_arrival():
+        return await asyncio.wait_for(arrived.get(), WAIT_S)
 
     ends = [
         await loop.create_datagram_endpoint(Keep, local_addr=("127.0.0.1", 0)) for _ in range(2)
     ]
     real = ["{}:{}".format(*end.get_extra_info("sockname")) for end, _ in ends]
-    a = (await ask(op="add", name="a", real=real[0]))["address"]
-    b = (await ask(op="add", name="b", real=real[1]))["address"]
-    host, _, port = b.rpartition(":")
-    await ask(op="faults", duplicate=1.0)
-    ends[0][0].sendto(b"hello", (host, int(port)))
-    for _ in range(2):
-        data, source = await asyncio.wait_for(arrived.get(), WAIT_S)
-        assert (data, "{}:{}".format(*source)) == (b"hello", a)
-    await ask(op="cut", source="a", target="b")
-    ends[0][0].sendto(b"lost", (host, int(port)))
-    while (await ask(op="counts"))["counts"].get("cut", 0) < 1:
-        pass
+    async with RelayProcess(seed=1, life_s=WAIT_S) as relay:
+        a, b = [
+            (await relay.ask("add", name=name, real=each))["address"]
+            for name, each in zip("ab", real, strict=True)
+        ]
+
+        def send(text, source, target):
+            host, _, port = target.rpartition(":")
+            ends[source][0].sendto(text, (host, int(port)))
+
+        async def cut_so_far(count):
+            while (await relay.ask("counts"))["counts"].get("cut", 0) < count:
+                pass
+
+        await relay.ask("faults", duplicate=1.0)
+        send(b"hello", 0, b)
+        assert [await next_arrival() for _ in range(2)] == [(b"hello", a)] * 2
+        await relay.ask("faults")
+        await relay.ask("cut", source="a", target="b")
+        send(b"lost", 0, b)
+        await cut_so_far(1)
+        send(b"the other way", 1, a)
+        assert await next_arrival() == (b"the other way", b)
+        await relay.ask("heal")
+        await relay.ask("part", some=["a"], others=["b"])
+        send(b"lost", 0, b)
+        send(b"lost", 1, a)
+        await cut_so_far(3)
+        await relay.ask("heal")
+        send(b"together", 0, b)
+        assert await next_arrival() == (b"together", a)
     for end, _ in ends:
         end.close()
-    process.stdin.close()
-    assert await process.wait() == 0
+    assert relay.process.returncode == 0
     assert arrived.empty()

@@ -16,9 +16,11 @@ import random
 import socket
 import sys
 from collections import Counter, deque
+from pathlib import Path
 
 import attrs
 
+ROOT = Path(__file__).parents[2]
 DATAGRAMS_PER_WAKE_UP = 64
 HELD_MAX = 50_000
 REPLAY_MEMORY = 64
@@ -89,6 +91,12 @@ class Relay:
         """Nothing that `source` sends reaches `target` any more: one way."""
         self._cuts.add((source, target))
 
+    def part(self, some, others):
+        """Nothing passes between these two groups any more: a partition."""
+        for one in some:
+            for other in others:
+                self._cuts |= {(one, other), (other, one)}
+
     def heal(self):
         """Undo all cuts."""
         self._cuts.clear()
@@ -136,14 +144,20 @@ class Relay:
             self._later(faults.delay_s + rng.uniform(0, faults.jitter_s), source, target, data)
 
     def _later(self, delay_s, source, target, data):
+        if delay_s <= 0:
+            self._send(source, target, data)
+            return
         if self._held >= HELD_MAX:
             self.counts["overflowed"] += 1
             return
         self._held += 1
-        self._loop.call_later(delay_s, self._send, source, target, data)
+        self._loop.call_later(delay_s, self._send_held, source, target, data)
+
+    def _send_held(self, source, target, data):
+        self._held -= 1
+        self._send(source, target, data)
 
     def _send(self, source, target, data):
-        self._held -= 1
         sock = self._sockets.get(source)
         if sock is None or (source, target) in self._cuts:
             return
@@ -152,8 +166,48 @@ class Relay:
             sock.sendto(data, self._real[target])
 
 
+class RelayProcess:
+    """A relay in a process of its own, so that a busy test does not hold up its datagrams."""
+
+    def __init__(self, *, seed, life_s):
+        self._arguments = ["--seed", str(seed), "--life", str(life_s)]
+        # Answers come in the order of the orders.
+        self._turn = asyncio.Lock()
+        self.process = None
+
+    async def __aenter__(self):
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.rigs.relay",
+            *self._arguments,
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        return self
+
+    async def ask(self, op, **fields):
+        """Give an order and return the answer. Raises ConnectionError when the relay has ended."""
+        async with self._turn:
+            self.process.stdin.write(json.dumps({"op": op, **fields}).encode() + b"\n")
+            await self.process.stdin.drain()
+            line = await self.process.stdout.readline()
+        if not line:
+            raise ConnectionError("the relay has ended")
+        return json.loads(line)
+
+    async def __aexit__(self, *_):
+        self.process.stdin.close()
+        try:
+            await asyncio.wait_for(self.process.wait(), 10.0)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+
 async def serve(seed, life_s):
-    """Obey JSON lines on standard input: add, faults, cut, heal, counts; end with the input."""
+    """Obey JSON lines on standard input until it ends: add, faults, cut, part, heal, counts."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -168,6 +222,8 @@ async def serve(seed, life_s):
                     relay.faults = Faults(**request)
                 case "cut":
                     relay.cut(request["source"], request["target"])
+                case "part":
+                    relay.part(request["some"], request["others"])
                 case "heal":
                     relay.heal()
                 case "counts":
