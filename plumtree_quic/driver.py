@@ -309,7 +309,7 @@ class Driver:
             raise
         self.started = True
         self._beat = now
-        self._clocks = Clocks(now)
+        self._clocks = Clocks()
         self._perform(self.core.start(now), now)
         self._turn()
 
@@ -699,7 +699,7 @@ class Driver:
         late = now - self._timer_at
         if late > LATE_S:
             self.core.late(late, now)
-        jump = self._clocks.look(now)
+        jump = self._clocks.look()
         if jump is not None:
             self._on_jump(jump, now)
 

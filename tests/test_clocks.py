@@ -10,8 +10,15 @@ class Machine:
 
     def __init__(self, *, counts_sleep=True):
         self.monotonic, self.wall, self.boot = 500.0, 1_700_000_000.0, 900.0
-        boottime = (lambda: self.boot) if counts_sleep else None
-        self.clocks = Clocks(self.monotonic, lambda: self.wall, boottime)
+        # What other processes take of the machine right after each reading, in turn.
+        self.taken = []
+        boottime = (lambda: self.read("boot")) if counts_sleep else None
+        self.clocks = Clocks(lambda: self.read("monotonic"), lambda: self.read("wall"), boottime)
+
+    def read(self, clock):
+        value = getattr(self, clock)
+        self.run(self.taken.pop(0) if self.taken else 0.0)
+        return value
 
     def run(self, seconds):
         self.monotonic += seconds
@@ -22,7 +29,7 @@ class Machine:
         self.wall += seconds
 
     def look(self):
-        return self.clocks.look(self.monotonic)
+        return self.clocks.look()
 
 
 def near(slept_s, stepped_s):
@@ -74,8 +81,37 @@ def test_a_leap_second_and_a_moment_between_two_readings_are_no_jump():
 
 
 def test_this_machines_clocks_agree_with_one_another():
-    import time
-
-    clocks = Clocks(time.monotonic())
-    jumps = [clocks.look(time.monotonic()) for _ in range(100)]
+    clocks = Clocks()
+    jumps = [clocks.look() for _ in range(100)]
     assert jumps.count(None) > 90
+
+
+@pytest.mark.parametrize("taken", [[3.0], [0.0, 3.0], [0.0, 0.0, 3.0], [3.0, 3.0, 0.0, 3.0]])
+def test_what_other_processes_take_between_two_readings_is_no_jump(taken):
+    machine = Machine()
+    for _ in range(3):
+        machine.run(5.0)
+        machine.taken = list(taken)
+        assert machine.look() is None
+
+
+def test_what_other_processes_take_while_the_clocks_are_read_first_is_no_jump_later():
+    machine = Machine()
+    machine.taken = [3.0, 3.0, 3.0]
+    clocks = Clocks(
+        lambda: machine.read("monotonic"),
+        lambda: machine.read("wall"),
+        lambda: machine.read("boot"),
+    )
+    machine.run(5.0)
+    assert clocks.look() is None
+
+
+def test_a_true_jump_is_told_also_when_each_reading_is_disturbed():
+    machine = Machine()
+    machine.run(5.0)
+    machine.sleep(40.0)
+    machine.taken = [0.02] * 60
+    jump = machine.look()
+    assert jump.slept_s == pytest.approx(40.0, abs=0.1)
+    assert jump.stepped_s == 0.0

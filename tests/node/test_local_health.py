@@ -22,7 +22,7 @@ async def until(condition, timeout=15):
 def jump(driver, slept_s, stepped_s):
     """What the clocks say at the next look, once."""
     said = iter([Jump(slept_s, stepped_s)])
-    driver._clocks.look = lambda now: next(said, None)
+    driver._clocks.look = lambda: next(said, None)
 
 
 async def test_m11_a_blocked_loop_is_noticed_and_held_against_ourselves(pki):
