@@ -17,6 +17,7 @@ one zstd frame when the header says so. Varints are QUIC's (RFC 9000, section 16
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypedDict
 
 import msgpack
@@ -127,6 +128,13 @@ MILLISECONDS_MAX = (1 << 48) - 1
 HOP_MAX = 255
 # A zstd window never needs to be larger than the largest body; a larger one is a memory bomb.
 ZSTD_WINDOW_BYTES_MAX = 1 << 17
+
+# What was parsed is kept by its bytes, as values that nobody can change, for every neighbour brings
+# the same. Records may have 8,000 bytes and facts 640, so these bound memory as well.
+RECORDS_KEPT = 1_024
+FACTS_KEPT = 4_096
+_ALGORITHM_MAX = max(SignatureAlgorithm)
+_STATE_MAX = max(MemberState)
 
 # Type bytes; the high nibble is the lane, datagrams are 0x7_.
 _HELLO, _CREDIT, _WANTED, _FACTS, _GOODBYE = 0x01, 0x02, 0x03, 0x04, 0x05
@@ -279,7 +287,7 @@ def _ranges(value: object, high: int = RANGES_MAX) -> tuple[Range, ...]:
 
 
 def _signature_algorithm(value: object) -> SignatureAlgorithm:
-    return SignatureAlgorithm(_integer(value, 0, max(SignatureAlgorithm)))
+    return SignatureAlgorithm(_integer(value, 0, _ALGORITHM_MAX))
 
 
 Sign = Callable[[bytes, bytes], bytes]
@@ -365,6 +373,7 @@ def build_record(
         raise ConfigError(f"our own record cannot be sent ({error}): shorten chain, meta, zone")
 
 
+@lru_cache(maxsize=RECORDS_KEPT)
 def parse_record(raw: bytes) -> Record:
     """Decode a record; every rule but the signature is checked here. Raises WireError."""
     fields, signature, span = _pull_signed(raw, RECORD_BYTES_MAX, 11)
@@ -417,9 +426,13 @@ def build_fact(
 
 
 def _parse_fact(raw: object) -> Fact:
-    blob = _binary(raw, 1, FACT_BYTES_MAX)
+    return _parse_fact_bytes(_binary(raw, 1, FACT_BYTES_MAX))
+
+
+@lru_cache(maxsize=FACTS_KEPT)
+def _parse_fact_bytes(blob: bytes) -> Fact:
     fields, signature, span = _pull_signed(blob, FACT_BYTES_MAX, 8)
-    state = MemberState(_integer(fields[3], 0, max(MemberState)))
+    state = MemberState(_integer(fields[3], 0, _STATE_MAX))
     if state is MemberState.DEAD:
         raise WireError("nobody may declare another dead; each node concludes it")
     return Fact(
@@ -796,7 +809,7 @@ def _decode_rows(body: bytes) -> Rows:
         line = _array(item, 16)
         if len(line) < 4:
             raise WireError("a member row lacks fields")
-        state = MemberState(_integer(line[3], 0, max(MemberState)))
+        state = MemberState(_integer(line[3], 0, _STATE_MAX))
         incarnation = _integer(line[2], 0, INCARNATION_MAX)
         rows.append(Row(_key(line[0]), _epoch(line[1]), incarnation, state))
     return Rows(tuple(_binary(fields[0], 0, 256)), tuple(rows), _flag(fields[2]))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumtree_quic import wire
-from plumtree_quic.errors import ConfigError
+from plumtree_quic.errors import ConfigError, WireError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import (
     Ack,
@@ -42,7 +42,7 @@ from plumtree_quic.messages import (
     SignatureAlgorithm,
     Wanted,
 )
-from tests.rigs.wire_examples import BARE_RECORD, EPOCH, KEY_A, KEY_B, frames, read
+from tests.rigs.wire_examples import ALIVE, BARE_RECORD, EPOCH, KEY_A, KEY_B, RECORD, frames, read
 
 keys = st.binary(min_size=16, max_size=16)
 empty_or_16 = st.sampled_from((b"", bytes(16), b"k" * 16))
@@ -372,3 +372,16 @@ def test_a_hop_count_stops_at_255_instead_of_failing():
     assert wire.encode(Gossip(256, bundle))[1] == 255
     assert wire.encode(Repair(256, bundle))[1] == 255
     assert frames((IHave((Announcement(KEY_A, 1, 1, 1, 256),)),))[0][-1] == 255
+
+
+def test_the_same_record_and_fact_are_parsed_once_whoever_brings_them():
+    again = bytes(bytearray(RECORD.raw))
+    assert wire.parse_record(again) is wire.parse_record(RECORD.raw)
+    first = wire.decode(Lane.CONTROL, wire.encode(Facts((ALIVE,))))
+    other = wire.decode(Lane.CONTROL, wire.encode(Facts((ALIVE, ALIVE))))
+    assert other.facts[0] is other.facts[1] is first.facts[0]
+    # A byte apart is another thing; and what was refused once is refused again.
+    assert wire.parse_record(BARE_RECORD.raw) is not wire.parse_record(RECORD.raw)
+    for _ in range(2):
+        with pytest.raises(WireError):
+            wire.parse_record(RECORD.raw[:-1])
