@@ -10,14 +10,21 @@ Half of the rings are one ring a zone, so that everybody has neighbours in its o
 hold everybody, and the zones together. While there is one zone, the two are the same.
 """
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
-from plumtree_quic.ids import NodeId
-from plumtree_quic.proto.directory import Directory, Holders, is_zoned, ring_positions
+from plumtree_quic.ids import MemberKey, NodeId
+from plumtree_quic.proto.directory import (
+    Directory,
+    Holders,
+    is_zoned,
+    key_positions,
+    ring_positions,
+)
 from plumtree_quic.proto.effects import Effect, Link, Unlink
 
 __all__ = ["MESH_MEMBERS_MAX", "Overlay", "ring_positions"]
@@ -264,6 +271,25 @@ class Overlay:
     def wants(self, peer: NodeId) -> bool:
         """Whether we want the link to `peer`, also while it waits to be let go."""
         return peer in self._wanted
+
+    def choose(self, keys: Sequence[MemberKey]) -> list[MemberKey]:
+        """Of these strangers, of whom only the keys are known, those who may be our neighbours.
+
+        All in a mesh, else on each ring and side the nearest ones, one more than we need. Keys say
+        nothing of zones: all are taken for members of ours, which is right while there is one.
+        """
+        if len(self._addresses) + len(keys) <= self._mesh_max:
+            return list(keys)
+        count = len(self._rings)
+        chosen: dict[MemberKey, None] = {}
+        for number, ring in enumerate(self._rings):
+            ways = [((key_positions(key, count)[number] - ring.own) % _CIRCLE, key) for key in keys]
+            for nearest in (
+                heapq.nsmallest(ring.needed + 1, ways),
+                heapq.nlargest(ring.needed + 1, ways),
+            ):
+                chosen.update((key, None) for _, key in nearest)
+        return list(chosen)
 
     def is_mesh(self) -> bool:
         """Whether everybody links with everybody now."""

