@@ -68,6 +68,7 @@ from plumtree_quic.proto.effects import (
     SendDatagram,
     Strike,
     Superseded,
+    TurnAway,
     Unlink,
 )
 from plumtree_quic.security.credentials import QuicConfig
@@ -109,6 +110,7 @@ THROTTLED_TOLD_EVERY_S = 10.0
 CLOSE_PROTOCOL_ERROR = 0x15
 CLOSE_GOING_AWAY = 0x10
 CLOSE_LIMIT_EXCEEDED = 0x16
+CLOSE_OVERLOADED = 0x17
 
 
 @attrs.frozen(kw_only=True)
@@ -1073,6 +1075,10 @@ class Driver:
             self._endpoint.unwant(effect.peer, now)  # type: ignore[union-attr]
         elif kind is Relink:
             self._endpoint.replace(effect.peer, now)  # type: ignore[union-attr]
+        elif kind is TurnAway:
+            link = self._endpoint.link(effect.peer)  # type: ignore[union-attr]
+            if link is not None:
+                link.close(CLOSE_OVERLOADED, "too many links", now)
         elif kind is DialSeed:
             self._dial_seed(effect.address)  # type: ignore[union-attr]
         elif kind is Strike:
@@ -1194,8 +1200,12 @@ class Driver:
                 self.own_seeds.add(address)
                 self._sink.link_up()
             self.own_seeds.difference_update([address] if others else [])
+            # Of a name, those whom we have not met; a number is meant as it is.
+            is_name = numeric_address(address) is None
             strangers = [
-                each for each in others if not self.core.is_served(_join_address(*each[:2]))
+                each
+                for each in others
+                if not (is_name and self.core.is_served(_join_address(*each[:2])))
             ]
             if others and not strangers:
                 # A name of members whom we know: it has answered.

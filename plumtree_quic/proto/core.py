@@ -49,6 +49,8 @@ from plumtree_quic.proto.effects import (
     MemberLeft,
     MemberSuspected,
     MemberUpdated,
+    Send,
+    TurnAway,
     Unlink,
 )
 from plumtree_quic.proto.members import Members
@@ -66,6 +68,15 @@ PARKED_S = 2.0
 # A link that neither end wants, a join link for instance, is closed after this long. A guess:
 # long enough for the records of a first push/pull to pass.
 UNWANTED_LINK_S = 5.0
+# A seed serves so many joiners at a time; the others are told of members to try (section 7).
+JOINERS_MAX = 64
+BUSY_ADDRESSES_MAX = 16
+# Whoever was turned away has so long to read why.
+TURNED_AWAY_S = 0.5
+# A joiner waits so long for the rows of whom it has met, before it makes do with them (a guess).
+HOLD_S = 1.0
+# What rows named counts for the size of the cluster so long, and no longer: it may be untrue.
+EXPECTED_S = 10.0
 
 _SWIM = (Facts, Ping, Ack, BucketHashes, Rows, RecordsWanted, Records)
 _PLUMTREE = (IHave, Graft, Prune, GraftRefused, Digest)
@@ -84,7 +95,10 @@ class PeerView:
 
 @attrs.define
 class _LinkState:
+    """dialled: where we dialled it, when that was to meet whoever answers."""
+
     wanted_by_peer: bool
+    dialled: str | None = None
     unwanted_since: float | None = None
     parked: deque[tuple[float, Gossip | Repair]] = attrs.field(factory=deque)
     parked_bytes: int = 0
@@ -122,15 +136,31 @@ class Core:
         self.key = member_key(record.node_id)
         self.table = Members(record, wall_ms, directory)
         self._overlay = Overlay(record.node_id, config, directory)
-        self._swim = Swim(self.table, config, rng, make_record, make_fact, self._overlay.is_monitor)
+        self._swim = Swim(
+            self.table,
+            config,
+            rng,
+            make_record,
+            make_fact,
+            self._overlay.is_monitor,
+            self._overlay.choose,
+        )
         self._plumtree = Plumtree(self.key, record.epoch, config, rng)
         self._seeds = Seeds(record.addresses, rng, directory, self._overlay.would_neighbour)
         self._links: dict[NodeId, _LinkState] = {}
         self._unwanted: dict[NodeId, float] = {}
         # Those on which bundles wait for the record of their origin.
         self._parked: dict[NodeId, None] = {}
+        self._rng = rng
+        # Links for which there is no room, and when they are closed.
+        self._turned_away: dict[NodeId, float] = {}
+        # Who knows nobody wants no links before it knows its neighbours.
+        self._held = False
+        self._hold_until: float | None = None
+        self._expecting_until: float | None = None
         self._judge = judge
         self.refused = 0
+        self.turned_away = 0
         self.parked_expired = 0
         self.parked_refused = 0
         self.leaving = False
@@ -146,12 +176,18 @@ class Core:
 
     def seeds(self, addresses: Sequence[str], now: float) -> list[Effect]:
         """Dial these addresses now and again later until they answer or belong to a member."""
-        return list(self._seeds.add(addresses, now))
+        effects = self._seeds.add(addresses, now)
+        if effects:
+            self._hold()
+        return list(effects)
 
     def remember(self, peers: Iterable[tuple[NodeId, Sequence[str]]], now: float) -> list[Effect]:
         """Look for members that a former life of ours knew, beside the seeds."""
         others = [(node_id, addresses) for node_id, addresses in peers if node_id != self.me]
-        return list(self._seeds.remember(others, now))
+        effects = self._seeds.remember(others, now)
+        if effects:
+            self._hold()
+        return list(effects)
 
     def is_served(self, address: str) -> bool:
         """Whether a living member is at this address."""
@@ -170,18 +206,33 @@ class Core:
         self, peer: NodeId, hello: Hello, now: float, dialled: str | None = None
     ) -> list[Effect]:
         """A link to `peer` is greeted; `dialled` is the seed's address when we dialled one."""
-        self._links[peer] = _LinkState(hello.wanted)
+        self._turned_away.pop(peer, None)
+        effects: list[Effect] = []
+        if dialled is None and self._has_little_room():
+            # Its record first: it may be a neighbour.
+            effects += self._settle(self._swim.meet(peer, hello, now), now)
+            if self._is_full(peer, wanted_by_peer=hello.wanted):
+                return effects + self._turn_away(peer, now)
+        self._links[peer] = _LinkState(hello.wanted, dialled)
         self._parked.pop(peer, None)
         if dialled is not None:
             self._seeds.answered(dialled, now)
-        effects = self._settle(self._swim.link_up(peer, hello, now), now)
+        if self._held and self._hold_until is None:
+            self._hold_until = now + HOLD_S
+        joining = not (hello.wanted or self._overlay.wants(peer))
+        # Who dials to meet somebody begins to compare.
+        begin = True if dialled is not None else False if joining else None
+        effects += self._settle(
+            self._swim.link_up(peer, hello, now, begin=begin, joining=joining), now
+        )
         effects += self._settle(self._overlay.link_up(peer, now), now)
         effects += self._plumtree.link_up(peer, now, zone=(self.yours(peer) or hello.record).zone)
         self._note_wanted(peer, now)
-        return effects
+        return effects + self._close_join_links() + self._make_room(now)
 
     def link_down(self, peer: NodeId, now: float) -> list[Effect]:
         """The last link to `peer` is gone; what was on its way may be lost."""
+        self._turned_away.pop(peer, None)
         if self._links.pop(peer, None) is None:
             return []
         self._unwanted.pop(peer, None)
@@ -190,6 +241,9 @@ class Core:
         wanted = self._overlay.wants(peer)
         effects += self._settle(self._swim.link_down(peer, now, wanted=wanted), now)
         effects += self._settle(self._overlay.link_down(peer, now), now)
+        if self._held and not self._links:
+            # Whom we were about to join through is lost; but we have met it, and want it back.
+            effects += self._release_hold(now)
         return effects
 
     def unreachable(self, peer: NodeId, now: float) -> list[Effect]:
@@ -210,14 +264,21 @@ class Core:
             return self._on_bundle(peer, message, now)
         if isinstance(message, _PLUMTREE):
             return list(self._plumtree.receive(peer, message, now))
+        if isinstance(message, Records) and message.busy_addresses:
+            return self._on_busy(peer, link, message, now)
         if isinstance(message, _SWIM):
             effects = self._settle(self._swim.receive(peer, message, now), now)
+            if self._held and self._swim.has_met(peer):
+                effects += self._release_hold(now)
+            if link.dialled is not None and peer in self._unwanted:
+                effects += self._close_join_links()
             if link.parked:
                 effects += self._release(peer, link, now)
-            return effects
+            return effects + self._make_room(now)
         if isinstance(message, Wanted):
             link.wanted_by_peer = message.wanted
             self._note_wanted(peer, now)
+            return self._make_room(now)
         return []
 
     def heard(self, peer: NodeId, now: float, rtt_s: float, silent_after_s: float) -> list[Effect]:
@@ -283,6 +344,9 @@ class Core:
             # Who leaves looks for nobody any more.
             None if self.leaving else self._seeds.next_deadline(),
             next(iter(self._unwanted.values()), None),
+            next(iter(self._turned_away.values()), None),
+            self._hold_until,
+            self._expecting_until,
             self._next_parked(),
         ):
             if when is not None and (deadline is None or when < deadline):
@@ -301,8 +365,13 @@ class Core:
         if _due(self._seeds.next_deadline(), now) and not self.leaving:
             effects += self._seeds.advance(now)
         effects += self._fire_unwanted(now)
+        effects += self._fire_turned_away(now)
+        if _due(self._hold_until, now):
+            effects += self._release_hold(now)
+        if self._expecting_until is not None:
+            effects += self._look_at_expected(self._expecting_until, now)
         self._fire_parked(now)
-        return effects
+        return effects + self._make_room(now)
 
     # --- queries --------------------------------------------------------------------------------
 
@@ -351,6 +420,15 @@ class Core:
         """Whether our overlay wants a link to `peer`."""
         return self._overlay.wants(peer)
 
+    @property
+    def links_max(self) -> int:
+        """Most links that either end wants for its overlay; the next is turned away."""
+        return self._overlay.links_max
+
+    def link_counts(self) -> tuple[int, int]:
+        """(links that either end wants for its overlay, joiners that we serve)."""
+        return len(self._links) - len(self._unwanted), self._joiners()
+
     def peers(self) -> list[PeerView]:
         """The links that are up, in the order in which they came up."""
         return [
@@ -393,6 +471,9 @@ class Core:
         for effect in out:
             if isinstance(effect, Link | Unlink):
                 self._note_wanted(effect.peer, now)
+                if isinstance(effect, Unlink) and self._overlay.is_fit(effect.peer):
+                    # Others have come between us: we do not wait for its link any more.
+                    self._swim.unwatch(effect.peer)
         return out
 
     def _tell_overlay(self) -> None:
@@ -409,6 +490,7 @@ class Core:
             self._unwanted.pop(peer, None)
         else:
             self._unwanted.setdefault(peer, now + UNWANTED_LINK_S)
+        self._swim.set_joining(peer, peer in self._unwanted, now)
 
     def _fire_unwanted(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -421,6 +503,128 @@ class Core:
             if not link.wanted_by_peer and not self._overlay.wants(peer):
                 effects.append(Unlink(peer))
         return effects
+
+    # --- joining, and room for links ------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """We know nobody and are about to meet somebody: rows first, then neighbours, then links.
+
+        Else each newcomer would begin with links to the few whom it met first, as in a small mesh.
+        """
+        if not self._held and not self._links and self.table.alive_count() == 1:
+            self._held = True
+            self._overlay.hold()
+            self._swim.begin_join()
+
+    def _release_hold(self, now: float) -> list[Effect]:
+        self._held, self._hold_until = False, None
+        self._swim.end_join(now)
+        self._seeds.joined()
+        unmet = self._swim.unmet()
+        if unmet:
+            self._expecting_until = now + EXPECTED_S
+        expected = self.table.alive_count() + unmet if unmet else 0
+        effects = self._settle(self._overlay.release(expected, now), now)
+        self._tell_overlay()
+        return effects + self._close_join_links()
+
+    def _look_at_expected(self, until: float, now: float) -> list[Effect]:
+        """Once all whom rows named are known, the overlay rests on what is known alone."""
+        if self._swim.unmet() and now < until:
+            return []
+        self._expecting_until = None
+        effects = self._settle(self._overlay.expect(0, now), now)
+        self._tell_overlay()
+        return effects
+
+    def _close_join_links(self) -> list[Effect]:
+        """Our overlay is up: whom we joined through has others to serve."""
+        if self._held or not self._unwanted or not self._overlay.is_up():
+            return []
+        done = [peer for peer in self._unwanted if self._links[peer].dialled is not None]
+        done = [peer for peer in done if self._swim.has_met(peer)]
+        return [Unlink(peer) for peer in done]
+
+    def _joiners(self) -> int:
+        """How many joiners we serve: links that we have not dialled, and neither end wants."""
+        return sum(self._links[peer].dialled is None for peer in self._unwanted)
+
+    def _has_little_room(self) -> bool:
+        return len(self._links) >= min(JOINERS_MAX, self._overlay.links_max)
+
+    def _is_full(self, peer: NodeId, *, wanted_by_peer: bool) -> bool:
+        """Whether there is no room for a link that we have not asked for."""
+        if self._overlay.wants(peer) or peer in self._links:
+            return False
+        if not wanted_by_peer:
+            return self._joiners() >= JOINERS_MAX
+        return len(self._links) - len(self._unwanted) >= self._overlay.links_max
+
+    def _make_room(self, now: float) -> list[Effect]:
+        """More links than there may be: let go what we do not need, then what only others want."""
+        effects: list[Effect] = []
+        while len(self._links) - len(self._unwanted) > self._overlay.links_max:
+            shed = self._overlay.shed()
+            if shed:
+                effects += self._settle(shed, now)
+                continue
+            others = [
+                peer
+                for peer in self._links
+                if peer not in self._unwanted and not self._overlay.wants(peer)
+            ]
+            if not others:
+                break
+            # Lost before it is turned away: it may be told of others, not of itself.
+            effects += self._lose(others[-1], now)
+            effects += self._turn_away(others[-1], now)
+        return effects
+
+    def _turn_away(self, peer: NodeId, now: float) -> list[Effect]:
+        """There is no room for this link. Say where else to try: members whom we have met."""
+        others = list(self._links)
+        self._rng.shuffle(others)
+        addresses: list[str] = []
+        for other in others:
+            record = self.yours(other)
+            if record is not None and record.addresses and len(addresses) < BUSY_ADDRESSES_MAX:
+                addresses.append(record.addresses[0])
+        self.turned_away += 1
+        self._turned_away[peer] = now + TURNED_AWAY_S
+        return [Send(peer, Records((), (), tuple(addresses)))] if addresses else []
+
+    def _lose(self, peer: NodeId, now: float) -> list[Effect]:
+        """There is no room for this link, here or there; the member lives, so nobody watches."""
+        del self._links[peer]
+        self._unwanted.pop(peer, None)
+        self._parked.pop(peer, None)
+        if not self._links:
+            self._hold_until = None
+        effects: list[Effect] = list(self._plumtree.link_down(peer, now))
+        effects += self._settle(self._swim.link_down(peer, now, wanted=False), now)
+        return effects + self._settle(self._overlay.refused(peer, now), now)
+
+    def _fire_turned_away(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while self._turned_away:
+            peer, deadline = next(iter(self._turned_away.items()))
+            if deadline > now:
+                break
+            del self._turned_away[peer]
+            effects.append(TurnAway(peer))
+        return effects
+
+    def _on_busy(
+        self, peer: NodeId, link: _LinkState, message: Records, now: float
+    ) -> list[Effect]:
+        """It has no room for us: others fill its place, and a joiner tries another door.
+
+        The link is over, whatever the peer does about it: who says so costs itself a link, and no
+        more. Where else to try is asked of those alone whom we dialled to get in.
+        """
+        if self._held and link.dialled is not None:
+            self._seeds.turned_away(link.dialled, message.busy_addresses, now)
+        return [*self._lose(peer, now), TurnAway(peer)]
 
     # --- bundles of origins that we do not know yet ---------------------------------------------
 

@@ -19,6 +19,7 @@ __all__ = [
     "Holders",
     "hash_row",
     "is_zoned",
+    "key_positions",
     "new_row_hash",
     "ring_positions",
 ]
@@ -40,17 +41,23 @@ def hash_row(key: MemberKey, epoch: int, incarnation: int, state: MemberState) -
 
 
 @lru_cache(maxsize=65536)
-def ring_positions(node_id: NodeId, rings: int) -> tuple[int, ...]:
-    """Where `node_id` stands on each ring: BLAKE2b(NodeId, ring number), as 64-bit integers."""
+def key_positions(key: MemberKey, rings: int) -> tuple[int, ...]:
+    """Where a member stands on each ring: BLAKE2b(member key, ring number), as 64-bit integers.
+
+    Of the key, not of the NodeId: who joins finds its neighbours among rows, before any record.
+    """
     return tuple(
         int.from_bytes(
-            hashlib.blake2b(
-                node_id.encode("ascii"), digest_size=8, salt=ring.to_bytes(2, "big")
-            ).digest(),
-            "big",
+            hashlib.blake2b(key, digest_size=8, salt=ring.to_bytes(2, "big")).digest(), "big"
         )
         for ring in range(rings)
     )
+
+
+@lru_cache(maxsize=65536)
+def ring_positions(node_id: NodeId, rings: int) -> tuple[int, ...]:
+    """Where `node_id` stands on each ring."""
+    return key_positions(member_key(node_id), rings)
 
 
 def is_zoned(ring: int, rings: int) -> bool:

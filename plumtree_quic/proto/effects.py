@@ -32,6 +32,7 @@ __all__ = [
     "SendDatagram",
     "Strike",
     "Superseded",
+    "TurnAway",
     "Unlink",
 ]
 
@@ -84,6 +85,13 @@ class Relink:
 
     What the old link still brings counts until the new one is up.
     """
+
+    peer: NodeId
+
+
+@attrs.frozen
+class TurnAway:
+    """There is no room for the link to `peer`, here or there: close it as OVERLOADED."""
 
     peer: NodeId
 
@@ -219,6 +227,7 @@ Effect = (
     | Link
     | Unlink
     | Relink
+    | TurnAway
     | DialSeed
     | Deliver
     | PeerPromoted

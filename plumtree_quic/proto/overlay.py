@@ -10,14 +10,21 @@ Half of the rings are one ring a zone, so that everybody has neighbours in its o
 hold everybody, and the zones together. While there is one zone, the two are the same.
 """
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
-from plumtree_quic.ids import NodeId
-from plumtree_quic.proto.directory import Directory, Holders, is_zoned, ring_positions
+from plumtree_quic.ids import MemberKey, NodeId
+from plumtree_quic.proto.directory import (
+    Directory,
+    Holders,
+    is_zoned,
+    key_positions,
+    ring_positions,
+)
 from plumtree_quic.proto.effects import Effect, Link, Unlink
 
 __all__ = ["MESH_MEMBERS_MAX", "Overlay", "ring_positions"]
@@ -30,10 +37,14 @@ DROP_INTERVAL_S = 1.0
 """Links that are no longer wanted leave one at a time, so that trees can follow."""
 SPARE_DIALS_MAX = 2
 """Holders that failed but stay candidates, beside the one that fills their place: three dials."""
+LINKS_PER_PLACE_MAX = 3
+"""Links at most, for each that we want: dials to stand-ins, and others who take us for neighbours
+of theirs while a cluster grows."""
 # A guess; a run of failed holders longer than this is a partition, and more dials do not heal it.
 WALK_STEPS_MAX = 32
 
 _CIRCLE = 1 << 64
+_NOBODY = MemberKey(b"")
 
 
 _Place = tuple[NodeId, ...]
@@ -161,11 +172,34 @@ class Overlay:
         self._greeting: dict[NodeId, float] = {}
         self._surplus: dict[NodeId, None] = {}
         self._drop_at: float | None = None
+        self._held = False
+        # Members that there are, as far as we have heard, while most are not known yet; else 0.
+        self._expected = 0
 
     # --- inputs ---------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Effect]:
         """Want what the members that are known from the start make us want."""
+        return self._follow(now)
+
+    def hold(self) -> None:
+        """Want nothing: we are about to learn who our neighbours are."""
+        self._held = True
+
+    def release(self, expected: int, now: float) -> list[Effect]:
+        """Want what there is to want. expected: see `expect`."""
+        self._held = False
+        return self.expect(expected, now)
+
+    def expect(self, members: int, now: float) -> list[Effect]:
+        """There are so many `members`, most of them unknown as yet; 0: all are known.
+
+        A cluster that will be large is no mesh meanwhile. And our zone's rings wait: which of the
+        strangers stand on them is not known, while the rings of all need only their keys.
+        """
+        self._expected = members
+        for ring in self._rings:
+            ring.dirty = True
         return self._follow(now)
 
     def member_alive(
@@ -234,6 +268,16 @@ class Overlay:
         self._mark(self._failed, peer)
         return self._follow(now)
 
+    def refused(self, peer: NodeId, now: float) -> list[Effect]:
+        """A member has no room for our link. It lives; others fill its places, as if it failed."""
+        self._linked.pop(peer, None)
+        return self.unreachable(peer, now)
+
+    def shed(self) -> list[Effect]:
+        """There are too many links: let one go that we have kept until others take its place."""
+        oldest = next((each for each in self._surplus if each in self._linked), None)
+        return [] if oldest is None else self._drop(oldest)
+
     def late(self, seconds: float) -> None:
         """This process stood still: whoever has not greeted us meanwhile has not failed."""
         for peer in self._greeting:
@@ -264,6 +308,45 @@ class Overlay:
     def wants(self, peer: NodeId) -> bool:
         """Whether we want the link to `peer`, also while it waits to be let go."""
         return peer in self._wanted
+
+    def is_fit(self, peer: NodeId) -> bool:
+        """Whether nothing speaks against a link to this member."""
+        return peer not in self._suspects and peer not in self._failed
+
+    @property
+    def links_max(self) -> int:
+        """Above so many links, those that only the other end wants are turned away."""
+        return max(LINKS_PER_PLACE_MAX * (2 * len(self._rings) + 2), 2 * self._mesh_max)
+
+    def is_up(self) -> bool:
+        """Whether all links that we want and can have are there."""
+        if self._held or not self._desired:
+            return False
+        return all(each in self._linked for each in self._desired if self.is_fit(each))
+
+    def choose(self, keys: Sequence[MemberKey]) -> list[MemberKey]:
+        """Of these strangers, of whom only the keys are known, those who may be our neighbours.
+
+        All in a mesh, else on each ring and side the nearest ones, one more than we need, unless
+        we know nearer ones. Keys say nothing of zones: all are taken for members of ours, which is
+        right while there is one.
+        """
+        if len(self._addresses) + len(keys) <= self._mesh_max:
+            return list(keys)
+        count = len(self._rings)
+        chosen: dict[MemberKey, None] = {}
+        for number, ring in enumerate(self._rings):
+            ways = [((key_positions(key, count)[number] - ring.own) % _CIRCLE, key) for key in keys]
+            holders = ring.holders
+            here = bisect_left(holders, (ring.own, self.me))
+            known = range(1, min(ring.needed + 1, len(holders) - 1) + 1)
+            for direction, nearest in ((1, heapq.nsmallest), (-1, heapq.nlargest)):
+                there = (holders[(here + direction * step) % len(holders)][0] for step in known)
+                met = [((position - ring.own) % _CIRCLE, _NOBODY) for position in there]
+                for _, key in nearest(ring.needed + 1, ways + met):
+                    if key != _NOBODY:
+                        chosen[key] = None
+        return list(chosen)
 
     def is_mesh(self) -> bool:
         """Whether everybody links with everybody now."""
@@ -365,6 +448,9 @@ class Overlay:
 
     def _spread_places(self) -> None:
         """Who has few neighbours of its own zone takes more places on the rings of all."""
+        if self._expected:
+            # How many there are in our zone is not known.
+            return
         zoned = sum(ring.zoned for ring in self._rings)
         own, members = self.zone_members(), len(self._addresses)
         few = own <= 2 * zoned and own < members
@@ -396,6 +482,11 @@ class Overlay:
         """Find our places on a ring: walk from us either way to the first fit holders."""
         ring.dirty = False
         ring.walked = {}
+        if self._expected and ring.zoned and len(ring.holders) < len(self._addresses):
+            ring.after = ring.before = ()
+            # Walked again when it may hold somebody.
+            ring.whole = True
+            return
         here = bisect_left(ring.holders, (ring.own, self.me))
         ring.after, ring.highest, after_steps = self._walk_side(ring, here, 1)
         ring.before, ring.lowest, before_steps = self._walk_side(ring, here, -1)
@@ -439,6 +530,8 @@ class Overlay:
 
     def _follow(self, now: float) -> list[Effect]:
         """Want what should be wanted now; note what is not wanted any more."""
+        if self._held:
+            return []
         changed = self._choose_mode()
         self._spread_places()
         if self._mesh and len(self._desired) != len(self._addresses) - 1:
@@ -456,7 +549,7 @@ class Overlay:
         else:
             self._desired = {}
             for node_id in self._ring_neighbours():
-                if len(self._desired) >= self._links_max and self._is_fit(node_id):
+                if len(self._desired) >= self._links_max and self.is_fit(node_id):
                     continue
                 self._desired[node_id] = None
         effects: list[Effect] = []
@@ -476,7 +569,7 @@ class Overlay:
         return effects
 
     def _choose_mode(self) -> bool:
-        members = len(self._addresses)
+        members = max(len(self._addresses), self._expected)
         too_many = self._mesh_links_max is not None and members - 1 > self._mesh_links_max
         was = self._mesh
         if self._mesh:
@@ -485,9 +578,6 @@ class Overlay:
             # Well below the limit, so that one member coming and going changes nothing.
             self._mesh = members < self._mesh_max * 3 // 4 and not too_many
         return self._mesh != was
-
-    def _is_fit(self, node_id: NodeId) -> bool:
-        return node_id not in self._suspects and node_id not in self._failed
 
     def _schedule_drop(self, now: float) -> None:
         if not self._surplus:
@@ -501,9 +591,10 @@ class Overlay:
         effects: list[Effect] = []
         for node_id in [each for each in self._surplus if each not in self._linked]:
             effects += self._drop(node_id)
-        if all(each in self._linked for each in self._desired if self._is_fit(each)):
-            oldest = next(iter(self._surplus), None)
-            if oldest is not None:
+        if all(each in self._linked for each in self._desired if self.is_fit(each)):
+            # While a cluster grows, neighbours change faster than one a second.
+            excess = len(self._linked) - LINKS_PER_PLACE_MAX * self._links_max // 2
+            for oldest in list(self._surplus)[: max(1, excess)]:
                 effects += self._drop(oldest)
         self._schedule_drop(now)
         return effects

@@ -39,21 +39,32 @@ class Piggyback:
 
     def __init__(self) -> None:
         self._riders: dict[tuple[MemberKey, MemberKey], _Rider] = {}
+        # Whose facts about a subject ride, by subject: when many join, facts come by the thousand.
+        self._signers: dict[MemberKey, dict[MemberKey, None]] = {}
 
     def __len__(self) -> int:
         return len(self._riders)
 
     def add(self, fact: Fact) -> None:
         """Let `fact` ride from now on; beyond 256 the oldest gives up its place."""
-        pair = (fact.subject, fact.signer)
-        self._riders.pop(pair, None)
-        self._riders[pair] = _Rider(fact)
-        if fact.signer == fact.subject:
+        subject, signer = fact.subject, fact.signer
+        if signer == subject:
             # The subject spoke: what others said of it before is refuted or pointless.
-            for other in [p for p in self._riders if p[0] == fact.subject and p != pair]:
-                del self._riders[other]
+            for other in self._signers.pop(subject, ()):
+                del self._riders[subject, other]
+        else:
+            self._riders.pop((subject, signer), None)
+        self._riders[subject, signer] = _Rider(fact)
+        self._signers.setdefault(subject, {})[signer] = None
         while len(self._riders) > WAITING_MAX:
-            del self._riders[next(iter(self._riders))]
+            self._drop(*next(iter(self._riders)))
+
+    def _drop(self, subject: MemberKey, signer: MemberKey) -> None:
+        del self._riders[subject, signer]
+        signers = self._signers[subject]
+        del signers[signer]
+        if not signers:
+            del self._signers[subject]
 
     def take(self, members: int, about: MemberKey) -> tuple[Fact, ...]:
         """The facts for one probe in a cluster of `members`.
@@ -78,7 +89,7 @@ class Piggyback:
             rider.rides += 1
             facts.append(rider.fact)
             if rider.rides >= limit:
-                del self._riders[rider.fact.subject, rider.fact.signer]
+                self._drop(rider.fact.subject, rider.fact.signer)
             if len(facts) >= FACTS_PER_PROBE_MAX:
                 break
         return tuple(facts)

@@ -37,6 +37,11 @@ DIAL_INTERVAL_S = 1.0
 DEAD_MEMORY_S = 24 * 3600.0
 # As many as a table holds, so that none is forgotten before its time.
 DEAD_MAX = 10_000
+# How often whoever was turned away tries another door, and how many it keeps in mind (guesses).
+REFERRED_S = (0.1, 0.4)
+REFERRED_MAX_S = 5.0
+REFERRED_FACTOR = 1.3
+REFERRED_MAX = 64
 # Of those whom we remember from a former life, so many are dialled at once, like seeds.
 REMEMBERED_AT_ONCE = 3
 
@@ -96,6 +101,11 @@ class Seeds:
         if directory is not None:
             self._alive, self._served = directory.addresses, directory.served
         self._dead: dict[NodeId, _Dead] = {}
+        # Who had no room for us, and where else we were told to try; those tried last at the end.
+        self._doors: dict[str, None] = {}
+        self._referred: dict[str, None] = {}
+        self._referred_due: float | None = None
+        self._referrals = 0
         # No retry before; what `add` asks for waits for nothing.
         self._next_dial_at = float("-inf")
         self._wake_at: float | None = None
@@ -133,6 +143,29 @@ class Seeds:
             if not late:
                 effects += self._dial_dead(dead, now)
         return effects
+
+    def turned_away(self, address: str, others: Sequence[str], now: float) -> None:
+        """Who answered at `address` has no room for us: try it again, and these `others`.
+
+        Whatever it says, whom we know ourselves is tried every other time, and nothing that we
+        were told of makes us forget something else.
+        """
+        if address not in self._referred and len(self._doors) < REFERRED_MAX:
+            self._doors[address] = None
+        fresh = [each for each in dict.fromkeys(others) if each not in self._own]
+        self._rng.shuffle(fresh)
+        for each in fresh:
+            if each not in self._doors and len(self._referred) < REFERRED_MAX:
+                self._referred[each] = None
+        if self._referred_due is None:
+            self._refer_later(now)
+
+    def joined(self) -> None:
+        """We are in: no other door needs to be tried."""
+        self._doors.clear()
+        self._referred.clear()
+        self._referred_due = None
+        self._referrals = 0
 
     def answered(self, address: str, now: float) -> None:
         """Somebody greeted us at this seed's address."""
@@ -215,9 +248,12 @@ class Seeds:
         if self._wake_at is None or self._wake_at > now:
             return []
         effects = self._fire_due(now) if self._next_dial_at <= now else []
+        effects += self._fire_referred(now)
         waits = [seed.due for seed in self._seeds.values() if seed.due is not None]
         waits += [dead.due for dead in self._dead.values()]
         self._wake_at = max(min(waits), self._next_dial_at) if waits else None
+        if self._referred_due is not None:
+            self._at(self._referred_due)
         return effects
 
     def _at(self, when: float) -> float:
@@ -234,6 +270,23 @@ class Seeds:
             return []
         seed.attempts += 1
         seed.due = self._at(now + DIAL_LOST_S)
+        return [DialSeed(address)]
+
+    def _refer_later(self, now: float) -> None:
+        wait_s = self._rng.uniform(*REFERRED_S) * REFERRED_FACTOR ** min(self._referrals, 16)
+        self._referrals += 1
+        self._referred_due = self._at(now + min(wait_s, REFERRED_MAX_S))
+
+    def _fire_referred(self, now: float) -> list[DialSeed]:
+        """Try the door that was tried least lately, of ours and of others in turn."""
+        if self._referred_due is None or self._referred_due > now:
+            return []
+        is_told = bool(self._referred) and (self._referrals % 2 == 1 or not self._doors)
+        doors = self._referred if is_told else self._doors
+        address = next(iter(doors))
+        del doors[address]
+        doors[address] = None
+        self._refer_later(now)
         return [DialSeed(address)]
 
     def _fire_due(self, now: float) -> list[DialSeed]:

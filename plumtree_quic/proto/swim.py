@@ -21,7 +21,7 @@ Whom to link with is the overlay's matter (overlay.py), what a row is worth the 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import attrs
@@ -101,10 +101,21 @@ RECORDS_PER_REQUEST_MAX = 256
 ASKED_MAX = 64
 ASK_TIMEOUT_S = 2.0
 ASK_QUEUE_MAX = 10_000
+# Of what rows named to a joiner so much is asked of one neighbour at a time: all carry their part.
+HINTS_PER_LINK = 8
+# It may not know them, having joined just now itself: others are asked sooner than usual.
+HINT_TIMEOUT_S = 0.5
+# What no neighbour could be asked for so long is asked of whoever named it.
+HINTS_WAIT_S = 2.0
+# One side begins to compare tables; the other does when nothing has come of it for so long.
+COMPARE_PATIENCE_S = 1.0
+# A new link between two who know each other is no reason to compare again so soon.
+COMPARE_GAP_S = 0.5
 COMPARE_INTERVAL_MIN_S = 0.1
 # Facts that contradict nobody leave at most this often, many in a frame, and the first after a
 # pause at once: when half of a thousand members die, each of the others passes on two thousand
-# votes within a second or two. Short beside any suspicion, on all hops together. A guess.
+# votes within a second or two, and when a thousand join at once, a thousand newcomers. Short beside
+# any suspicion, on all hops together. A guess.
 NEWS_EVERY_S = 0.05
 STALE_RECORDS_MAX = 32
 # Facts that wait for the record of their subject.
@@ -153,7 +164,9 @@ class _Link:
     due: when to look at it next. waiting_since: our first ping that nothing fresh has followed.
     asked_others: its end was held up to ask the others for a sign. deaf: and none has come.
     failed: that wait has ended in a failed probe. queue: keys to ask for, and whether each is a
-    stranger's. asked: keys with their deadlines.
+    stranger's. asked: keys with their deadlines. joining: neither end wants the link for
+    its overlay. compared: tables were compared on it. compare_by: when we begin to compare, should
+    the other end not have done so.
     """
 
     peer: NodeId
@@ -169,6 +182,9 @@ class _Link:
     nonces: deque[bytes] = attrs.field(factory=lambda: deque(maxlen=NONCES_MAX))
     queue: dict[MemberKey, bool] = attrs.field(factory=dict)
     asked: dict[MemberKey, float] = attrs.field(factory=dict)
+    joining: bool = False
+    compared: bool = False
+    compare_by: float | None = None
     compared_at: float = float("-inf")
     ping_tokens: float = PINGS_ANSWERED_BURST
     ping_tokens_at: float = 0.0
@@ -225,6 +241,11 @@ def _everybody(_watcher: NodeId, _watched: NodeId) -> bool:
     return True
 
 
+def _all(keys: Sequence[MemberKey]) -> list[MemberKey]:
+    """In a full mesh all are neighbours."""
+    return list(keys)
+
+
 class Swim:
     """The membership of one node.
 
@@ -236,6 +257,7 @@ class Swim:
         make_record: makes (and signs) our record with a given incarnation.
         make_fact: makes (and signs) a fact ``(subject, epoch, incarnation, state)``.
         is_monitor: whether (watcher, watched) are near enough for an accusation to count.
+        choose: of so many strangers those who may be our neighbours.
     """
 
     def __init__(
@@ -246,6 +268,7 @@ class Swim:
         make_record: Callable[[int], Record],
         make_fact: Callable[[MemberKey, int, int, MemberState], Fact],
         is_monitor: Callable[[NodeId, NodeId], bool] = _everybody,
+        choose: Callable[[Sequence[MemberKey]], list[MemberKey]] = _all,
     ) -> None:
         self.table = members
         self.counters = SwimCounters()
@@ -255,6 +278,16 @@ class Swim:
         self._make_record = make_record
         self._make_fact = make_fact
         self._is_monitor = is_monitor
+        self._choose = choose
+        self._joining = False
+        # Strangers that rows named while we joined, and who named them; nobody was asked yet.
+        self._hints: dict[MemberKey, NodeId] = {}
+        self._hints_until = float("-inf")
+        # What is being asked of who may not know it.
+        self._guessed: dict[MemberKey, None] = {}
+        # Who else could be asked for what one link is being asked for.
+        self._elsewhere: dict[MemberKey, dict[NodeId, bool]] = {}
+        self._began_at = float("-inf")
         self._links: dict[NodeId, _Link] = {}
         self._suspicions: dict[MemberKey, Suspicion] = {}
         self._patience: dict[MemberKey, _Patience] = {}
@@ -290,14 +323,70 @@ class Swim:
         self._expire_at = self._at(now + EXPIRY_INTERVAL_S)
         return []
 
-    def link_up(self, peer: NodeId, hello: Hello, now: float) -> list[Effect]:
-        """A link is greeted: the peer's record enters, ours is announced, tables are compared."""
+    def begin_join(self) -> None:
+        """We know nobody: from whom we meet we fetch the records of our neighbours-to-be alone."""
+        self._joining = True
+
+    def end_join(self, now: float) -> None:
+        """Our neighbours are known: the rest is fetched from them, as their links come up."""
+        self._joining = False
+        self._hints_until = now + HINTS_WAIT_S
+        self._at(now)
+
+    def unmet(self) -> int:
+        """How many members we have heard of whose records are not here yet."""
+        return len(self._hints) + sum(
+            len(link.queue) + len(link.asked) for link in self._links.values()
+        )
+
+    def has_met(self, peer: NodeId) -> bool:
+        """Whether tables were compared with `peer`, and what was asked of it for that is here."""
+        link = self._links.get(peer)
+        return link is not None and link.compared and not link.queue and not link.asked
+
+    def set_joining(self, peer: NodeId, joining: bool, now: float) -> None:
+        """Whether neither end wants this link for its overlay: news of others do not travel on it.
+
+        A joiner hears of others from its own neighbours.
+        """
+        link = self._links.get(peer)
+        if link is None or link.joining == joining:
+            return
+        link.joining = joining
+        if self._hints and not joining:
+            # One more to ask.
+            self._at(now)
+        if not joining and not link.compared and link.compare_by is None:
+            # What spread meanwhile did not come here.
+            link.compare_by = self._at(now + COMPARE_PATIENCE_S)
+
+    def meet(self, peer: NodeId, hello: Hello, now: float) -> list[Effect]:
+        """Take in what a hello says of the peer, and of ourselves."""
+        effects = self._take_own_past(hello.yours, now)
+        return effects + self._take_record(peer, hello.record, (), now)
+
+    def link_up(
+        self,
+        peer: NodeId,
+        hello: Hello,
+        now: float,
+        *,
+        begin: bool | None = None,
+        joining: bool = False,
+    ) -> list[Effect]:
+        """A link is greeted: the peer's record enters, ours is announced, tables are compared.
+
+        begin: whether we begin to compare, having dialled it to meet whoever answers; None: the
+        smaller id does. joining: see `set_joining`.
+        """
         key = member_key(peer)
         gap_s = self._gap_s()
         self._links[peer] = link = _Link(peer, key, now, self._at(now + gap_s), gap_s)
+        link.joining = joining
         self._unlinked.pop(key, None)
-        effects = self._take_own_past(hello.yours, now)
-        effects += self._take_record(peer, hello.record, (), now)
+        recently = now < self._began_at + COMPARE_GAP_S
+        met = self.table.state_of(key) in (_ALIVE, _SUSPECT)
+        effects = self.meet(peer, hello, now)
         own = self.table.own_row
         facts = [] if own.spoken is None else [own.spoken]
         row = self.table.get(key)
@@ -305,9 +394,16 @@ class Swim:
             # It cannot refute what it has not heard.
             facts += self._evidence(row)
         effects.append(Send(peer, Facts(tuple(facts))))
-        # One comparison serves both; the smaller id begins.
-        if self.table.own.node_id < peer and not self._left:
-            effects.append(self._compare(link))
+        # One comparison serves both.
+        if begin is None:
+            begin = not recently if self._joining else not (met and recently)
+            begin = begin and (self._joining or self.table.own.node_id < peer)
+        if begin and not self._left:
+            effects.append(self._compare(link, now))
+        elif self._joining or not met:
+            link.compare_by = self._at(now + COMPARE_PATIENCE_S)
+        if self._hints and not joining:
+            self._at(now)
         return effects
 
     def link_down(self, peer: NodeId, now: float, *, wanted: bool = True) -> list[Effect]:
@@ -316,7 +412,14 @@ class Swim:
         if link is None:
             return []
         for key in link.asked:
-            self._asking.pop(key, None)
+            self._ask_elsewhere(key, now)
+        if self._joining:
+            # The comparison that was begun with it comes to nothing.
+            self._began_at = float("-inf")
+            # Others who named them as well did so earlier: it is not to be lost that they exist.
+            for key in (*link.queue, *link.asked):
+                if self.table.get(key) is None:
+                    self._hints.setdefault(key, peer)
         row = self.table.get(link.key)
         if wanted and row is not None and row.state in (_ALIVE, _SUSPECT) and not self._left:
             self._miss(link.key, now)
@@ -331,6 +434,10 @@ class Swim:
         if key not in self._unlinked:
             self._miss(key, now)
         return []
+
+    def unwatch(self, peer: NodeId) -> None:
+        """We need no link to this member any more: that there is none says nothing of it."""
+        self._unlinked.pop(member_key(peer), None)
 
     def receive(self, peer: NodeId, message: Message, now: float) -> list[Effect]:
         """Facts, probes, rows and records that came on the greeted link to `peer`."""
@@ -451,6 +558,8 @@ class Swim:
             for link in self._links.values():
                 if link.due <= now:
                     effects += self._fire_probe(link, now)
+                if link.compare_by is not None and link.compare_by <= now:
+                    effects.append(self._compare(link, now))
             for suspicion in [s for s in self._suspicions.values() if s.deadline <= now]:
                 effects += self._fire_suspicion(suspicion, now)
             for key in [key for key, due in self._unlinked.items() if due <= now]:
@@ -480,7 +589,12 @@ class Swim:
         if self._news:
             waits.append(self._news_at)
         if not self._left:
-            waits += [link.next_look() for link in self._links.values()]
+            for link in self._links.values():
+                waits.append(link.next_look())
+                if link.compare_by is not None:
+                    waits.append(link.compare_by)
+            if self._hints and not self._joining:
+                waits.append(self._hints_until)
             waits += [suspicion.deadline for suspicion in self._suspicions.values()]
             waits += self._unlinked.values()
             waits += [
@@ -919,6 +1033,9 @@ class Swim:
                 return []
             self._on_left(peer, row, fact, now)
             return self._tell(row)
+        if fact.subject in self._guessed:
+            # When many join at once: the bringer is the first who is sure to have it.
+            self._ask_elsewhere(fact.subject, now)
         if self._want(self._links[peer], fact.subject, now) and fact.state is _ALIVE:
             self._early.pop(fact.subject, None)
             self._early[fact.subject] = (fact, peer)
@@ -997,13 +1114,42 @@ class Swim:
             self._news_at = now + NEWS_EVERY_S
             news = list(self._news.values())
             self._news.clear()
-            for peer in self._links:
+            for peer, link in self._links.items():
+                if link.joining:
+                    continue
                 facts = [fact for fact, brought in news if peer not in brought]
                 self.counters.facts_relayed += len(facts)
                 effects += (Send(peer, Facts(page)) for page in _pages(facts))
+        if self._hints and not self._joining:
+            effects += self._spread_hints(now)
         for link in self._links.values():
             if link.queue or link.asked:
                 effects += self._ask(link, now)
+        return effects
+
+    def _spread_hints(self, now: float) -> list[Effect]:
+        """Ask our neighbours in turn for those whom rows named while we joined."""
+        effects: list[Effect] = []
+        neighbours = [link for link in self._links.values() if not link.joining]
+        for link in neighbours:
+            keys: list[MemberKey] = []
+            while self._hints and len(link.asked) < HINTS_PER_LINK:
+                key, _ = self._hints.popitem()
+                if self.table.get(key) is None and self._asking.get(key, now) <= now:
+                    link.asked[key] = self._asking[key] = self._at(now + HINT_TIMEOUT_S)
+                    self._guessed[key] = None
+                    keys.append(key)
+            if keys:
+                effects.append(Send(link.peer, RecordsWanted(tuple(keys))))
+        if not self._hints or now < self._hints_until:
+            return effects
+        self._hints_until = self._at(now + HINTS_WAIT_S)
+        if not neighbours:
+            for key, peer in list(self._hints.items()):
+                source = self._links.get(peer)
+                if source is not None:
+                    del self._hints[key]
+                    self._want(source, key, now)
         return effects
 
     # --- records --------------------------------------------------------------------------------
@@ -1026,6 +1172,11 @@ class Swim:
         key = member_key(record.node_id)
         if key == self.table.me:
             return self._take_own_past(record, now)
+        self._hints.pop(key, None)
+        self._guessed.pop(key, None)
+        if key in self._elsewhere:
+            # Who asked for it as a stranger's has it now; the others may know a newer one.
+            self._ask_elsewhere(key, now)
         reason = self.table.refusal(record)
         if reason is not None:
             self.counters.records_refused += 1
@@ -1089,23 +1240,32 @@ class Swim:
         """Send the questions that fit; each key is asked of one link at a time."""
         for key in [key for key, deadline in link.asked.items() if deadline <= now]:
             del link.asked[key]
-            self._asking.pop(key, None)
+            self._ask_elsewhere(key, now)
         keys: list[MemberKey] = []
-        for key, stranger in list(link.queue.items()):
+        while link.queue and len(link.asked) < ASKED_MAX:
+            key, stranger = next(iter(link.queue.items()))
+            del link.queue[key]
             if stranger and self.table.get(key) is not None:
                 # Another link was faster.
-                del link.queue[key]
                 continue
-            if len(link.asked) >= ASKED_MAX:
-                break
-            deadline = self._asking.get(key)
-            if deadline is not None and deadline > now:
+            if self._asking.get(key, now) > now:
+                # In vain there, perhaps.
+                self._elsewhere.setdefault(key, {})[link.peer] = stranger
                 continue
-            del link.queue[key]
             deadline = now + ASK_TIMEOUT_S
             link.asked[key] = self._asking[key] = deadline
             keys.append(key)
         return [Send(link.peer, RecordsWanted(tuple(keys)))] if keys else []
+
+    def _ask_elsewhere(self, key: MemberKey, now: float) -> None:
+        """Who was asked for this has not answered: others who may know it are asked."""
+        self._asking.pop(key, None)
+        self._guessed.pop(key, None)
+        for peer, stranger in self._elsewhere.pop(key, {}).items():
+            link = self._links.get(peer)
+            if link is not None:
+                link.queue[key] = stranger
+                self._at(now)
 
     def _on_records_wanted(
         self, link: _Link, keys: tuple[MemberKey, ...], now: float
@@ -1186,16 +1346,22 @@ class Swim:
                 del self._stale[key]
             else:
                 self._want(link, key, now)
-        return [self._compare(link)]
+        return [self._compare(link, now)]
 
-    def _compare(self, link: _Link) -> Send:
+    def _compare(self, link: _Link, now: float) -> Send:
+        link.compare_by = None
+        self._began_at = now
         return Send(link.peer, BucketHashes(self.table.bucket_hashes()))
 
     def _on_bucket_hashes(self, link: _Link, hashes: bytes, now: float) -> list[Effect]:
         if now - link.compared_at < COMPARE_INTERVAL_MIN_S:
             return []
         link.compared_at = now
-        return self._send_rows(link.peer, self.table.differing(hashes), answer=True)
+        link.compare_by = None
+        differing = self.table.differing(hashes)
+        # Without a difference no rows will come.
+        link.compared = link.compared or not differing
+        return self._send_rows(link.peer, differing, answer=True)
 
     def _send_rows(self, peer: NodeId, buckets: tuple[int, ...], *, answer: bool) -> list[Effect]:
         effects: list[Effect] = []
@@ -1215,11 +1381,16 @@ class Swim:
     def _on_rows(self, link: _Link, message: Rows, now: float) -> list[Effect]:
         effects: list[Effect] = []
         evidence: list[Fact] = []
+        link.compared, link.compare_by = True, None
         for row in message.rows:
             if row.key == self.table.me:
                 effects += self._on_row_about_us(row, now)
             else:
                 evidence += self._on_row(link, row, now)
+        if self._joining and self._hints:
+            for key in self._choose([*self._hints, *self._asking]):
+                if self._hints.pop(key, None) is not None:
+                    self._want(link, key, now)
         effects += (Send(link.peer, Facts(page)) for page in _pages(evidence))
         if message.answer:
             # Each bucket once, whatever a peer repeats.
@@ -1240,7 +1411,7 @@ class Swim:
         if ours is None:
             # Of those who are gone, nobody who did not know them needs to learn.
             if row.state in (_ALIVE, _SUSPECT):
-                self._want(link, row.key, now)
+                self._heard_of(link, row.key, now)
             return []
         theirs = (row.epoch, row.incarnation)
         if ours.state is _LEFT and row.epoch <= ours.epoch:
@@ -1254,6 +1425,13 @@ class Swim:
             elif ours.state in (_SUSPECT, _DEAD) and row.state is _ALIVE:
                 return self._evidence(ours)
         return []
+
+    def _heard_of(self, link: _Link, key: MemberKey, now: float) -> None:
+        """A row names a stranger. Who joins asks whom it meets for its own neighbours alone."""
+        if not self._joining and key not in self._hints:
+            self._want(link, key, now)
+        elif len(self._hints) < ASK_QUEUE_MAX and key not in self._asking:
+            self._hints.setdefault(key, link.peer)
 
     # --- slow timers ----------------------------------------------------------------------------
 

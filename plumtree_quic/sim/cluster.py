@@ -40,6 +40,7 @@ from plumtree_quic.proto.effects import (
     SendDatagram,
     Strike,
     Superseded,
+    TurnAway,
     Unlink,
 )
 from plumtree_quic.security.gate import Gate, Refusal
@@ -74,6 +75,8 @@ ANNOUNCED_IDS_MAX = 1_000
 LEAVE_S = 0.5
 REPEATED_AFTER_S = (0.01, 5.0)
 SHORTEST_PAUSE_S = 0.1
+# Why an end closes for which there is no room; whoever wants it back waits longer each time.
+OVERLOADED = "overloaded"
 TURNS_AT_ONCE_MAX = 1_000
 
 
@@ -100,6 +103,8 @@ class Host:
         self.links: dict[NodeId, End] = {}
         self.strikes: list[Strike] = []
         self.superseded: int | None = None
+        # Most links at a time that an end wanted for its overlay, and most joiners served.
+        self.overlay_links_most = self.join_links_most = 0
         self._ends: tuple[End, ...] = ()
         self._wanted: dict[NodeId, int] = {}
         self._addresses: dict[NodeId, tuple[str, ...]] = {}
@@ -235,6 +240,7 @@ class Host:
         self._admit(end, message, now)
         self._hear(end, now)
         if isinstance(message, Wanted):
+            self._note_links()
             self._close_unwanted(end)
         self._arm()
 
@@ -285,12 +291,12 @@ class Host:
         self._ends = tuple(self.links.values())
         self.cluster.links_changed_at = now
         end.wanted_by_peer = hello.wanted
-        self._wanted_up(end.peer)
         if self.life.linked_at is None:
             self.life.linked_at = now
         self._input(self.core.link_up(end.peer, hello, now, dialled))
+        self._note_links()
 
-    def down(self, end: End, reason: str) -> None:  # noqa: ARG002
+    def down(self, end: End, reason: str) -> None:
         """A link is over."""
         peer = end.peer
         if not self.alive or self.links.get(peer) is not end:
@@ -303,7 +309,11 @@ class Host:
         self.gate.link_down(peer)
         self._input(self.core.link_down(peer, self.cluster.time.now))
         if peer in self._wanted:
-            wait = self._rng.uniform(*FIRST_REDIAL_S)
+            if reason == OVERLOADED:
+                wait = self._back_off(peer)
+            else:
+                self._wanted[peer] = 0
+                wait = self._rng.uniform(*FIRST_REDIAL_S)
             if self.id > peer:
                 wait += self._rng.uniform(*LARGER_WAITS_S)
             self.cluster.time.after(wait, self._dial, peer)
@@ -434,6 +444,10 @@ class Host:
                     self._unwant(peer)
                 case Relink(peer):
                     self._relink(peer)
+                case TurnAway(peer):
+                    end = self.links.get(peer)
+                    if end is not None:
+                        end.close(OVERLOADED)
                 case DialSeed(address):
                     self._dial_seed(address)
                 case Strike():
@@ -499,8 +513,14 @@ class Host:
         end = self.links.get(peer)
         if end is not None:
             self._send(end, Wanted(True))
+            self._note_links()
         else:
             self._dial(peer)
+
+    def _note_links(self) -> None:
+        overlay, joining = self.core.link_counts()
+        self.overlay_links_most = max(self.overlay_links_most, overlay)
+        self.join_links_most = max(self.join_links_most, joining)
 
     def _unwant(self, peer: NodeId) -> None:
         self._wanted.pop(peer, None)
@@ -518,10 +538,6 @@ class Host:
     def _close_unwanted(self, end: End) -> None:
         if end.up and not end.wanted_by_peer and end.peer not in self._wanted:
             end.close("not wanted")
-
-    def _wanted_up(self, peer: NodeId) -> None:
-        if peer in self._wanted:
-            self._wanted[peer] = 0
 
     def _dial(self, peer: NodeId) -> None:
         if not self.awake() and self.alive:
@@ -541,12 +557,14 @@ class Host:
         self._dialling.pop(peer, None)
         if reached or not self.alive or peer not in self._wanted:
             return
+        self.cluster.time.after(self._back_off(peer), self._dial, peer)
+        self._input(self.core.unreachable(peer, self.cluster.time.now))
+
+    def _back_off(self, peer: NodeId) -> float:
         self._wanted[peer] += 1
         first, largest = REDIAL_S
         top = min(largest, first * 2 ** min(self._wanted[peer], 16))
-        wait = max(self._rng.uniform(0.0, top), FIRST_REDIAL_S[0])
-        self.cluster.time.after(wait, self._dial, peer)
-        self._input(self.core.unreachable(peer, self.cluster.time.now))
+        return max(self._rng.uniform(0.0, top), FIRST_REDIAL_S[0])
 
     def _dial_seed(self, address: str) -> None:
         name = _place(address)

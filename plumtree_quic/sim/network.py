@@ -31,7 +31,9 @@ LOSSES_MAX = 12
 # RFC 9002, section 6.2.1: PTO = smoothed RTT + 4 * variation + max_ack_delay (25 ms).
 ACK_DELAY_S = 0.025
 REPLAYED_AFTER_S = (0.05, 5.0)
+# Frames that are decoded once for all: short ones, for those are what many are sent alike.
 DECODED_MAX = 20_000
+DECODED_BYTES_MAX = 2_048
 
 
 class Time:
@@ -484,7 +486,7 @@ class Network:
         message = self._decoded.get(body)
         if message is None:
             message = decoder.decode(lane, body)
-            if not isinstance(message, IHave | Digest):
+            if len(body) <= DECODED_BYTES_MAX and not isinstance(message, IHave | Digest):
                 if len(self._decoded) >= DECODED_MAX:
                     self._decoded.clear()
                 self._decoded[body] = message

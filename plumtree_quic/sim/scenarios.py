@@ -13,7 +13,9 @@ from statistics import median
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.proto.core import JOINERS_MAX
 from plumtree_quic.sim import detection, zones
+from plumtree_quic.sim.bootstrap import bootstrap
 from plumtree_quic.sim.cluster import Cluster, Host
 from plumtree_quic.sim.graph import Graph
 from plumtree_quic.sim.report import Violation
@@ -26,6 +28,8 @@ ORIGINS = 100
 PAYLOAD = bytes(64)
 # Objects made, less those that are gone, between two looks for garbage.
 COLLECT_EVERY = 200_000
+# A guess: nobody waits longer for a cluster that was started anew.
+BOOTSTRAP_S = 30.0
 
 
 @attrs.frozen
@@ -342,6 +346,27 @@ def borders(run: Run) -> Outcome:
     )
 
 
+def start(run: Run) -> Outcome:
+    """All nodes start at once and know only 3 seeds, which must not be trampled."""
+    cluster = run.make()
+    found = bootstrap(cluster, run.nodes, within_s=BOOTSTRAP_S)
+    rings = -(-(cluster.config.eager_fanout + cluster.config.lazy_fanout) // 2)
+    seconds = found.seconds if found.seconds is not None else float("inf")
+    return Outcome(
+        [
+            Figure("all know all after", seconds, "s", bound=BOOTSTRAP_S),
+            Figure("distinct sizes seen", found.sizes),
+            Figure("a seed sends per joiner", found.seed_bytes_per_joiner / 1e3, "KB", bound=200.0),
+            Figure("a node sends", found.bytes_per_node / 1e3, "KB"),
+            Figure("overlay links, most", found.overlay_links_most, bound=3 * (2 * rings + 2)),
+            Figure("join links, most", found.join_links_most, bound=JOINERS_MAX),
+            Figure("links turned away", found.turned_away),
+            Figure("suspected or declared failed", found.suspected, bound=0),
+            *_links(cluster),
+        ]
+    )
+
+
 def _of_verdicts(verdicts: detection.Verdicts) -> Outcome:
     return Outcome(
         [
@@ -373,6 +398,7 @@ def _of(run: Callable[[Run], Outcome], nodes: int) -> Scenario:
 SCENARIOS: dict[str, Scenario] = {
     "stable": _of(stable, 1_000),
     "origins": _of(origins, 1_000),
+    "bootstrap": _of(start, 1_000),
     "crash": _of(crash, 1_000),
     "partition": _of(partition, 50),
     "churn": _of(churn, 50),

@@ -21,9 +21,11 @@ from plumtree_quic import (
 )
 from plumtree_quic.driver import _Blocked
 from plumtree_quic.messages import Lane, MemberState
+from plumtree_quic.net.events import LinkDown
 from plumtree_quic.net.link import CloseCode
 from plumtree_quic.net.settings import NetSettings
-from plumtree_quic.proto.effects import Deliver, Link, Strike, Unlink
+from plumtree_quic.proto import core
+from plumtree_quic.proto.effects import Deliver, Link, Strike, TurnAway, Unlink
 from tests.node.test_node import cluster, collect, node, quic
 from tests.rigs.waiting import ASIDE, WAIT_S, until
 
@@ -753,3 +755,49 @@ async def test_x19_a_peer_that_comes_and_goes_leaves_no_task_timer_or_descriptor
     # A moment may hold a few more than another; what each visit left would be a dozen.
     more = {name: after[name] - before[name] for name in after if after[name] > before[name] + 3}
     assert more == {}
+
+
+# --- no room ------------------------------------------------------------------------------------
+
+
+async def test_a_link_that_is_turned_away_closes_as_overloaded_and_nobody_is_suspected(pki):
+    async with cluster(pki, "abc") as (a, b, c):
+        codes = []
+        endpoint = b._driver._endpoint
+        poll = endpoint.poll
+
+        def note():
+            events = poll()
+            codes.extend(each.code for each in events if isinstance(each, LinkDown))
+            return events
+
+        endpoint.poll = note
+        driver = a._driver
+        driver._perform([TurnAway(b.id)], driver._loop.time())
+        driver._schedule_turn()
+        await until(lambda: codes)
+        assert codes[0] == CloseCode.OVERLOADED
+        # Both still want it in a cluster of three, so it comes back, a little later.
+        await until(lambda: a._driver.linked(b.id))
+        assert {member.state for member in c.members()} == {MemberState.ALIVE}
+
+
+async def test_who_was_turned_away_tries_whom_it_was_told_of_and_gets_in_once_there_is_room(
+    pki, monkeypatch
+):
+    async with cluster(pki, "ab") as (a, b):
+        cores = [each._driver.core for each in (a, b)]
+        monkeypatch.setattr(core, "JOINERS_MAX", 0)
+        monkeypatch.setattr(core.Core, "_has_little_room", lambda _: True)
+        for each in cores:
+            # In so small a cluster all are neighbours; to these it shall be a stranger.
+            monkeypatch.setattr(each._overlay, "member_alive", lambda *_, **__: [])
+        async with node(pki, "c") as c:
+            await c.join([a.address])
+            # Of b it knows by a's word alone.
+            await until(lambda: all(each.turned_away for each in cores))
+            assert all(c.id not in {view.node_id for view in each.peers()} for each in cores)
+            monkeypatch.undo()
+            await c.wait_for_peers(2, timeout=20)
+            await a.wait_for_peers(2, timeout=20)
+            await until(lambda: c._driver.linked(a.id) and c._driver.linked(b.id))

@@ -5,6 +5,7 @@ from collections import deque
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.ids import member_key
 from plumtree_quic.proto.directory import is_zoned
 from plumtree_quic.proto.effects import Link, Unlink
 from plumtree_quic.proto.overlay import MESH_MEMBERS_MAX, Overlay, ring_positions
@@ -276,7 +277,7 @@ def test_protection_follows_the_ring_when_a_neighbour_is_suspected():
 
 def test_ring_positions_are_fixed_for_ever():
     # Nodes of different versions must compute the same rings.
-    assert ring_positions(node_id("a"), 2) == (5299431358509091106, 9131921527843263560)
+    assert ring_positions(node_id("a"), 2) == (16711658929560082922, 8544818574020372688)
 
 
 def test_in_a_full_mesh_everybody_watches_everybody():
@@ -307,6 +308,88 @@ def test_ring_neighbours_are_monitors_of_each_other():
     for name in wanted(overlay, 300):
         assert overlay.is_monitor(node_id("me"), node_id(name))
         assert overlay.is_monitor(node_id(name), node_id("me"))
+
+
+def test_a_joiner_finds_its_neighbours_among_rows_as_it_would_among_records():
+    strangers = names(200)
+    overlay = Overlay(node_id("me"), PlumtreeConfig())
+    chosen = overlay.choose([member_key(node_id(name)) for name in strangers])
+    assert {member_key(node_id(name)) for name in neighbours([*strangers, "me"], "me")} <= set(
+        chosen
+    )
+    # One more than is needed on either side of each ring.
+    assert len(chosen) <= 4 * RINGS + 2
+    # Whom it has met counts: only nearer ones are asked for.
+    half = grown(100)
+    rest = [member_key(node_id(name)) for name in strangers[100:]]
+    more = half.choose(rest)
+    near = neighbours([*strangers, "me"], "me") - set(names(100))
+    assert {member_key(node_id(name)) for name in near} <= set(more)
+    assert len(more) < len(chosen)
+
+
+def test_a_joiner_of_a_small_cluster_chooses_everybody():
+    keys = [member_key(node_id(name)) for name in names(MESH_MEMBERS_MAX - 1)]
+    assert Overlay(node_id("me"), PlumtreeConfig()).choose(keys) == keys
+    assert len(grown(5).choose(keys)) < len(keys)
+
+
+def test_nothing_is_wanted_while_held_and_few_are_no_mesh_when_more_are_expected():
+    overlay = Overlay(node_id("me"), PlumtreeConfig())
+    overlay.hold()
+    assert [e for n in names(5) for e in overlay.member_alive(node_id(n), ("x:1",), 0.0)] == []
+    assert not overlay.is_up()
+    effects = overlay.release(100, 1.0)
+    assert {type(each) for each in effects} == {Link}
+    assert not overlay.is_mesh()
+    assert not overlay.is_up()
+    for effect in effects:
+        overlay.link_up(effect.peer, 1.1)
+    assert overlay.is_up()
+    # Those who were expected do not exist.
+    overlay.expect(0, 2.0)
+    assert overlay.is_mesh()
+
+
+def test_a_member_without_room_stays_a_candidate_while_others_fill_its_place():
+    overlay = grown(60)
+    settle(overlay)
+    first = sorted(wanted(overlay, 60))[0]
+    effects = overlay.refused(node_id(first), 1.0)
+    assert [each for each in effects if isinstance(each, Link)]
+    assert overlay.wants(node_id(first))
+    feed(overlay, effects, 1.0)
+    assert overlay.is_up()
+    # It has room after all: the stand-in goes again.
+    overlay.link_up(node_id(first), 2.0)
+    settle(overlay, 2.0)
+    assert wanted(overlay, 60) == neighbours([*names(60), "me"], "me")
+
+
+def test_too_many_links_shed_first_what_is_kept_until_others_take_its_place():
+    overlay = grown(MESH_MEMBERS_MAX + 20)
+    effects = overlay.shed()
+    assert [type(each) for each in effects] == [Unlink]
+    assert not overlay.wants(effects[0].peer)
+    settle(overlay)
+    assert overlay.shed() == []
+
+
+def test_there_may_be_three_links_for_each_that_is_wanted_and_a_mesh_has_room_for_two():
+    assert Overlay(node_id("me"), PlumtreeConfig()).links_max == 3 * (2 * RINGS + 2)
+    small = PlumtreeConfig(eager_fanout=1, lazy_fanout=1)
+    assert Overlay(node_id("me"), small).links_max == 2 * MESH_MEMBERS_MAX
+
+
+def test_links_that_are_too_many_leave_faster_than_one_a_second():
+    overlay = grown(MESH_MEMBERS_MAX - 1, config=PlumtreeConfig(eager_fanout=1, lazy_fanout=1))
+    for name in names(40):
+        overlay.link_up(node_id(name), 0.0)
+    feed(overlay, overlay.member_alive(node_id("n038"), ("n038:1",), 0.0), 0.0)
+    feed(overlay, overlay.member_alive(node_id("n039"), ("n039:1",), 0.0), 0.0)
+    assert not overlay.is_mesh()
+    times = [at for at, each in settle(overlay) if isinstance(each, Unlink)]
+    assert times.count(1.0) > 5
 
 
 def test_would_be_neighbours_are_those_who_want_a_link_once_the_member_lives():
@@ -489,3 +572,36 @@ def test_who_moves_to_another_zone_is_no_neighbour_for_our_zone_any_more():
     settle(overlay, 5.0)
     assert not overlay.wants(node_id(mover))
     assert wanted_of(overlay, where) == zoned_neighbours(where | {mover: "away"}, "me")
+
+
+def test_the_rings_of_our_zone_wait_until_those_who_stand_on_them_are_known():
+    where = in_zones([*names(200), "me"])
+    config = PlumtreeConfig(zone=where["me"])
+    overlay = Overlay(node_id("me"), config)
+    overlay.hold()
+    some = names(200)[::9]
+    for name in some:
+        overlay.member_alive(node_id(name), (f"{name}:1",), 0.0, zone=where[name])
+    feed(overlay, overlay.release(201, 1.0), 1.0)
+    known = {name: where[name] for name in (*some, "me")}
+    expected = set()
+    for ring in (0, 3, 4):
+        order = ring_order(ring, list(known), "me")
+        expected |= {order[0], order[-1]}
+        if ring == 0:
+            expected |= {order[1], order[-2]}
+    assert wanted_of(overlay, known) == expected
+    for name in names(200):
+        feed(overlay, overlay.member_alive(node_id(name), ("x:1",), 1.1, zone=where[name]), 1.1)
+    feed(overlay, overlay.expect(0, 1.2), 1.2)
+    settle(overlay, 1.2)
+    assert wanted_of(overlay, where) == zoned_neighbours(where, "me")
+
+
+def test_with_one_zone_its_rings_wait_for_nothing():
+    overlay = Overlay(node_id("me"), PlumtreeConfig(zone="z"))
+    overlay.hold()
+    for name in names(40):
+        overlay.member_alive(node_id(name), (f"{name}:1",), 0.0, zone="z")
+    feed(overlay, overlay.release(200, 1.0), 1.0)
+    assert wanted(overlay, 40) == neighbours([*names(40), "me"], "me")

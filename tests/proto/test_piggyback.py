@@ -1,5 +1,7 @@
 """What rides on probes, in what order, how often."""
 
+from random import Random
+
 from plumtree_quic import wire
 from plumtree_quic.ids import member_key
 from plumtree_quic.messages import MemberState, Ping
@@ -63,3 +65,22 @@ def test_what_waits_is_bounded_and_the_oldest_leaves():
     for i in range(WAITING_MAX + 10):
         riding.add(fact(f"n{i}", ALIVE))
     assert len(riding) == WAITING_MAX
+
+
+def test_whoever_speaks_of_whom_in_any_order_nothing_is_kept_of_what_has_left():
+    riding = Piggyback()
+    rng = Random(1)
+    names = [f"n{i}" for i in range(120)]
+    for step in range(3_000):
+        subject = rng.choice(names)
+        if rng.random() < 0.5:
+            riding.add(fact(subject, ALIVE, incarnation=step))
+        else:
+            riding.add(fact(subject, SUSPECT, signer=rng.choice([*names, "x", "y"])))
+        if step % 5 == 0:
+            riding.take(2, member_key(node_id(subject)))
+        assert len(riding) <= WAITING_MAX
+        assert {(s, by) for s, signers in riding._signers.items() for by in signers} == set(
+            riding._riders
+        )
+    assert len(riding) > 50

@@ -8,6 +8,8 @@ from plumtree_quic.proto.seeds import (
     DEAD_BACKOFF_FAR_S,
     DEAD_BACKOFF_MAX_S,
     DEAD_MEMORY_S,
+    REFERRED_MAX,
+    REFERRED_MAX_S,
     REMEMBERED_AT_ONCE,
     SEED_BACKOFF_JOINED_MAX_S,
     SEED_BACKOFF_MAX_S,
@@ -261,3 +263,39 @@ def test_c8_a_seed_that_refused_our_certificate_is_left_in_peace_for_30_s():
         machine.failed("a:1", 1.0, 30.0)
         dials = play(machine, 300.0, now=1.0, fail=False)
         assert dials[0][0] >= 31.0
+
+
+# --- turned away --------------------------------------------------------------------------------
+
+
+def test_who_is_turned_away_tries_each_address_and_the_seed_again_ever_more_rarely():
+    machine = seeds()
+    machine.member_alive(node_id("s"), ("s:1",), 0.0)
+    machine.turned_away("s:1", ("a:1", "b:1", "me:1"), 0.0)
+    dials = play(machine, 120.0)
+    assert {address for _, address in dials[:4]} == {"s:1", "a:1", "b:1"}
+    gaps = [b - a for (a, _), (b, _) in itertools.pairwise(dials)]
+    assert min(gaps) >= 0.1
+    assert REFERRED_MAX_S - 1 < max(gaps) <= REFERRED_MAX_S
+    machine.joined()
+    assert play(machine, 240.0, now=120.0) == []
+
+
+def test_however_many_addresses_we_are_told_few_are_kept_and_ours_are_tried_every_other_time():
+    machine = seeds()
+    machine.turned_away("s:1", [f"n0-{each}:1" for each in range(16)], 0.0)
+    for number in range(1, 20):
+        told = [f"n{number}-{each}:1" for each in range(16)]
+        machine.turned_away("n0-0:1", told, 0.0)
+    machine.turned_away("t:1", ("n20-0:1",), 0.0)
+    dials = [address for _, address in play(machine, 2_000.0)]
+    assert len(set(dials)) == REFERRED_MAX + 2
+    ours = [at for at, address in enumerate(dials) if address in ("s:1", "t:1")]
+    assert {b - a for a, b in itertools.pairwise(ours)} == {2}
+    assert set(dials[:8]) >= {"s:1", "t:1"}
+
+
+def test_a_seed_that_names_only_us_is_tried_again():
+    machine = seeds()
+    machine.turned_away("s:1", ("me:1",), 0.0)
+    assert {address for _, address in play(machine, 10.0)} == {"s:1"}

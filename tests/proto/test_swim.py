@@ -48,7 +48,7 @@ def key(name):
 class Rig:
     """One Swim named m. Its effects are collected; advance() runs due timers."""
 
-    def __init__(self, *peers, seed=1, monitors=None, **config):
+    def __init__(self, *peers, seed=1, monitors=None, near=None, **config):
         self.wall = WALL_MS
         self.monitors = monitors
         self.now = 0.0
@@ -62,6 +62,7 @@ class Rig:
             lambda incarnation: record("m", incarnation=incarnation, valid_until=self.valid()),
             self.make_fact,
             lambda watcher, _watched: self.monitors is None or watcher.name in self.monitors,
+            lambda keys: [each for each in keys if near is None or each in map(key, near)],
         )
         self.out = []
         self.take(self.swim.start(self.now))
@@ -160,6 +161,170 @@ def test_one_side_the_smaller_id_begins_to_compare_tables():
     rig = Rig()
     assert sent(rig.link("z"), BucketHashes)
     assert not sent(rig.link("a"), BucketHashes)
+
+
+def test_who_dials_to_meet_somebody_begins_and_the_other_end_only_when_nothing_comes_of_it():
+    rig = Rig()
+    assert sent(rig.take(rig.swim.link_up(node_id("a"), hello(of=record("a")), 0.0, begin=True)),
+                BucketHashes)  # fmt: skip
+    assert not sent(
+        rig.take(rig.swim.link_up(node_id("z"), hello(of=record("z")), 0.0, begin=False)),
+        BucketHashes,
+    )
+    effects = rig.run(swim_module.COMPARE_PATIENCE_S + 0.05, alive=("a", "z"))
+    assert sent(effects, BucketHashes, "z")
+    assert not sent(effects, BucketHashes, "a")
+
+
+def test_a_new_link_between_two_who_know_each_other_is_no_reason_to_compare_again_so_soon():
+    rig = Rig()
+    assert sent(rig.link("z"), BucketHashes)
+    rig.know("y")
+    assert not sent(rig.link("y"), BucketHashes)
+    assert sent(rig.link("x"), BucketHashes)
+    rig.run(swim_module.COMPARE_GAP_S, alive=("z", "y", "x"))
+    rig.swim.link_down(node_id("y"), rig.now)
+    assert sent(rig.link("y"), BucketHashes)
+
+
+def test_news_of_newcomers_share_frames_but_the_first_waits_for_nothing():
+    rig = Rig("a", "b")
+    rig.know("x", "y", "z")
+    rig.facts("a", fact("x", ALIVE))
+    assert facts_to(rig.flush(), "b") == [(key("x"), ALIVE, 0)]
+    rig.facts("a", fact("y", ALIVE))
+    assert not sent(rig.flush(), Facts)
+    rig.facts("a", fact("z", ALIVE))
+    assert not sent(rig.flush(), Facts)
+    assert rig.swim.next_deadline() == rig.now + swim_module.NEWS_EVERY_S
+    effects = rig.run(swim_module.NEWS_EVERY_S, alive="ab", step=0.01)
+    (frame,) = sent(effects, Facts, "b")
+    assert [one.subject for one in frame.facts] == [key("y"), key("z")]
+
+
+def test_no_news_travel_on_a_link_that_neither_end_wants_and_what_was_missed_is_compared():
+    rig = Rig("a", "b")
+    rig.know("x")
+    rig.swim.set_joining(node_id("b"), True, rig.now)
+    rig.facts("a", fact("x", ALIVE))
+    assert not sent(rig.flush(), Facts, "b")
+    rig.swim.set_joining(node_id("b"), False, rig.now)
+    effects = rig.run(swim_module.COMPARE_PATIENCE_S + 0.05, alive="ab")
+    assert sent(effects, BucketHashes, "b")
+
+
+def rows(*names):
+    return Rows((), tuple(Row(key(name), 1, 0, ALIVE) for name in names), False)
+
+
+def joiner(*names, near):
+    """One that has met the seed s by a join link, and was told rows of `names`."""
+    rig = Rig(near=near)
+    rig.swim.begin_join()
+    rig.take(
+        rig.swim.link_up(node_id("s"), hello(of=record("s")), rig.now, begin=True, joining=True)
+    )
+    rig.receive("s", rows(*names))
+    return rig
+
+
+STRANGERS = [f"n{number:02}" for number in range(60)]
+
+
+def test_a_joiner_asks_a_seed_for_its_neighbours_and_its_neighbours_for_the_rest():
+    rig = joiner(*STRANGERS, near=("n03", "n05"))
+    (wanted,) = sent(rig.flush(), RecordsWanted)
+    assert set(wanted.keys) == {key("n03"), key("n05")}
+    assert not rig.swim.has_met(node_id("s"))
+    rig.receive("s", Records((record("n03"), record("n05"))))
+    assert rig.swim.has_met(node_id("s"))
+    assert rig.swim.unmet() == 58
+    rig.swim.end_join(rig.now)
+    assert not sent(rig.flush(), RecordsWanted)
+    rig.link("n03")
+    rig.link("n05")
+    asked = {"s": [], "n03": [], "n05": []}
+    for _ in range(10):
+        effects = rig.flush()
+        for peer in asked:
+            for message in sent(effects, RecordsWanted, peer):
+                assert len(message.keys) <= swim_module.HINTS_PER_LINK
+                asked[peer] += message.keys
+                names = [name for name in STRANGERS if key(name) in message.keys]
+                rig.receive(peer, Records(tuple(map(record, names))))
+    assert asked["s"] == []
+    every = [*asked["n03"], *asked["n05"]]
+    assert len(every) == len(set(every)) == 58
+    assert abs(len(asked["n03"]) - len(asked["n05"])) <= swim_module.HINTS_PER_LINK
+    assert rig.swim.unmet() == 0
+    assert rig.table.alive_count() == 62
+
+
+def test_who_does_not_know_whom_a_joiner_asks_for_is_not_waited_for_when_somebody_does():
+    rig = joiner("a", "b", "x", "y", near="ab")
+    rig.flush()
+    rig.receive("s", Records((record("a"), record("b"))))
+    rig.swim.end_join(rig.now)
+    rig.link("a")
+    (guess,) = sent(rig.flush(), RecordsWanted, "a")
+    assert set(guess.keys) == {key("x"), key("y")}
+    # Rows say that the other one knows it as well: it is asked when the first has not answered.
+    rig.link("b")
+    rig.receive("b", rows("x", "y"))
+    assert not sent(rig.flush(), RecordsWanted)
+    # A fact says that x is there now.
+    rig.facts("b", fact("x", ALIVE))
+    assert [each.keys for each in sent(rig.flush(), RecordsWanted, "b")] == [(key("x"),)]
+    effects = rig.run(swim_module.HINT_TIMEOUT_S, alive="abs")
+    assert [each.keys for each in sent(effects, RecordsWanted, "b")] == [(key("y"),)]
+
+
+def test_without_neighbours_whoever_named_them_is_asked_after_a_while():
+    rig = joiner(*STRANGERS[:10], near=())
+    rig.swim.end_join(rig.now)
+    assert not sent(rig.flush(), RecordsWanted)
+    effects = rig.run(swim_module.HINTS_WAIT_S, alive="s")
+    (wanted,) = sent(effects, RecordsWanted, "s")
+    assert len(wanted.keys) == 10
+
+
+def test_rows_of_a_seed_that_is_lost_are_not_lost_with_it():
+    rig = joiner(*STRANGERS, near=("n03", "n05"))
+    rig.flush()
+    rig.take(rig.swim.link_down(node_id("s"), rig.now, wanted=False))
+    assert rig.swim.unmet() == 60
+    rig.link("t")
+    rig.receive("t", rows("n03", "n05"))
+    (wanted,) = sent(rig.flush(), RecordsWanted, "t")
+    assert set(wanted.keys) == {key("n03"), key("n05")}
+
+
+def test_what_one_link_did_not_answer_is_asked_of_the_next_that_has_it_and_newer_ones_too():
+    rig = Rig("a", "b")
+    rig.receive("a", rows("x"))
+    rig.receive("b", rows("x"))
+    effects = rig.flush()
+    assert [each.peer.name for each in of(effects, Send)] == ["a"]
+    effects = rig.run(swim_module.ASK_TIMEOUT_S, alive="ab")
+    assert sent(effects, RecordsWanted, "b")
+    rig.receive("b", Records((record("x"),)))
+    # Two say that there is a newer one; the first to be asked has only an older one of those.
+    for peer, incarnation in (("a", 1), ("b", 2)):
+        rig.receive(peer, Rows((), (Row(key("x"), 1, incarnation, ALIVE),), False))
+    assert sent(rig.flush(), RecordsWanted, "a")
+    rig.receive("a", Records((record("x", incarnation=1),)))
+    assert sent(rig.flush(), RecordsWanted, "b")
+
+
+def test_a_neighbour_that_others_have_replaced_is_not_accused_for_having_no_link():
+    rig = Rig("a", "b")
+    rig.take(rig.swim.link_down(node_id("a"), rig.now))
+    rig.swim.unwatch(node_id("a"))
+    effects = rig.run(10.0, alive="b")
+    assert of(effects, MemberSuspected) == []
+    rig.link("a")
+    rig.take(rig.swim.link_down(node_id("a"), rig.now))
+    assert of(rig.run(10.0, alive="b"), MemberSuspected)
 
 
 def test_a_fact_of_a_newcomer_spreads_once_to_every_link_that_has_not_brought_it():

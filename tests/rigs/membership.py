@@ -38,6 +38,7 @@ from plumtree_quic.proto.effects import (
     SendDatagram,
     Strike,
     Superseded,
+    TurnAway,
     Unlink,
 )
 
@@ -300,6 +301,12 @@ class Cluster:
                     host.wanted.pop(peer, None)
                     self.send(host, peer, Wanted(False))
                     self.close_unwanted(host, peer)
+                case TurnAway(peer):
+                    other = self.hosts.get(peer.name)
+                    if other is not None and other.links.get(host.id) is host.links.get(peer):
+                        self.link_down(other, host.id)
+                    if peer in host.links:
+                        self.link_down(host, peer)
                 case DialSeed(where):
                     self.dial_seed(host, where)
                 case Strike(_, reason):
