@@ -262,8 +262,8 @@ class PlumtreeConfig:
     more probes and announcements. 6 / 6 / 8 / 10 (guide)."""
 
     ihave_interval: float = _seconds(0.1, 0.001, 60)
-    """Seconds for which announcements are collected. Longer: fewer frames, later repair.
-    0.1 / 0.05 / 0.2 / 0.15 s (guide)."""
+    """Seconds for which announcements are collected, at most: each batch draws between half and all
+    of it. Longer: fewer frames, later repair. 0.1 / 0.05 / 0.2 / 0.15 s (guide)."""
 
     message_cache_ttl: float = _seconds(60.0, 0.1, 86_400)
     """Seconds for which a message can still be asked of us. Longer repairs longer outages and

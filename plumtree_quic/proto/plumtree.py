@@ -74,6 +74,10 @@ AHEAD_IDS_MAX = 65_536
 HOP_MAX = 255
 # What fits one frame at 40 bytes each.
 IHAVE_ENTRIES_MAX = 1_024
+# A batch waits for a part of ihave_interval that is drawn anew each time, at least this one. Both
+# ends of a link have a bundle within milliseconds: if they waited equally long, both would announce
+# it to one another; so the earlier one mostly spares the other.
+OWED_SHARE_MIN = 0.5
 # What one graft frame may name and may be answered with.
 GRAFT_RANGES_MAX = 64
 GRAFT_ANSWER_BYTES_MAX = 1 << 20
@@ -659,7 +663,8 @@ class Plumtree:
             elif len(batch) >= self._config.ihave_batch_size:
                 self._flush_owed(effects)
             elif self._owed_at is None:
-                self._owed_at = now + self._config.ihave_interval
+                share = self._rng.uniform(OWED_SHARE_MIN, 1.0)
+                self._owed_at = now + share * self._config.ihave_interval
 
     def _aim(self, origin: _Origin, mask: int) -> tuple[NodeId, ...]:
         origin.targets = tuple(link.peer for link in self._links.values() if link.bit & mask)

@@ -8,14 +8,14 @@ import pytest
 
 from plumtree_quic import driver
 from plumtree_quic.config import PlumtreeConfig
-from plumtree_quic.messages import MemberState
+from plumtree_quic.messages import IHave, MemberState
 from plumtree_quic.net import endpoint
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.proto.effects import MemberFailed, MemberJoined, MemberSuspected, MemberUpdated
 from plumtree_quic.sim import cluster as cluster_module
 from plumtree_quic.sim.cluster import Cluster
 from plumtree_quic.sim.faults import CALM, WIDE
-from plumtree_quic.sim.network import IDLE_S
+from plumtree_quic.sim.network import IDLE_S, End
 
 
 @pytest.mark.parametrize("preset", ["lan", "wan", "large_cluster"])
@@ -153,6 +153,29 @@ def test_b12_a_joiner_in_mid_stream_gets_all_that_is_published_from_its_first_li
     assert cluster.run(10.0, cluster.settled)
     late = cluster.hosts["late"]
     assert len(late.life.delivered) >= 70
+
+
+def test_of_the_two_ends_of_a_link_that_carries_no_push_mostly_one_announces(monkeypatch):
+    cluster = Cluster(config=PlumtreeConfig.lan(), seed=4)
+    hosts = cluster.converged(60)
+    for _ in range(22):
+        hosts[0].publish()
+        cluster.run(1.0)
+    announced = []
+    send = End.send
+
+    def note(end, message):
+        announced.extend(message.announcements if isinstance(message, IHave) else ())
+        send(end, message)
+
+    monkeypatch.setattr(End, "send", note)
+    for _ in range(20):
+        hosts[0].publish()
+        cluster.run(1.0)
+    links = sum(len(host.links) for host in hosts) // 2
+    lazy = links - (len(hosts) - 1)
+    # At least one of them has to; both would be 2.
+    assert 1.0 <= len(announced) / (20 * lazy) < 1.4
 
 
 def test_the_simulated_driver_has_the_real_ones_constants():
