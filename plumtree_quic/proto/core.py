@@ -336,22 +336,34 @@ class Core:
 
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""
-        deadline: float | None = None
-        for when in (
-            self._plumtree.next_deadline(),
-            self._swim.next_deadline(),
-            self._overlay.next_deadline(),
-            # Who leaves looks for nobody any more.
-            None if self.leaving else self._seeds.next_deadline(),
+        # Asked after every frame, so what is hardly ever there is looked at together.
+        deadline = self._plumtree.next_deadline()
+        when = self._swim.next_deadline()
+        if when is not None and (deadline is None or when < deadline):
+            deadline = when
+        when = self._overlay.next_deadline()
+        if when is not None and (deadline is None or when < deadline):
+            deadline = when
+        # Who leaves looks for nobody any more.
+        when = None if self.leaving else self._seeds.next_deadline()
+        if when is not None and (deadline is None or when < deadline):
+            deadline = when
+        rare = self._unwanted or self._turned_away or self._parked or self._held
+        if rare or self._expecting_until is not None:
+            when = self._next_rare()
+            if when is not None and (deadline is None or when < deadline):
+                deadline = when
+        return deadline
+
+    def _next_rare(self) -> float | None:
+        waits = (
             next(iter(self._unwanted.values()), None),
             next(iter(self._turned_away.values()), None),
             self._hold_until,
             self._expecting_until,
             self._next_parked(),
-        ):
-            if when is not None and (deadline is None or when < deadline):
-                deadline = when
-        return deadline
+        )
+        return min((when for when in waits if when is not None), default=None)
 
     def advance(self, now: float) -> list[Effect]:
         """Do what is due at `now`."""
