@@ -295,6 +295,13 @@ def test_however_many_addresses_we_are_told_few_are_kept_and_ours_are_tried_ever
     assert set(dials[:8]) >= {"s:1", "t:1"}
 
 
+def test_however_many_turn_us_away_few_of_them_are_tried_again():
+    machine = seeds()
+    for number in range(2 * REFERRED_MAX):
+        machine.turned_away(f"s{number}:1", (), 0.0)
+    assert len({address for _, address in play(machine, 2_000.0)}) == REFERRED_MAX
+
+
 def test_a_seed_that_names_only_us_is_tried_again():
     machine = seeds()
     machine.turned_away("s:1", ("me:1",), 0.0)

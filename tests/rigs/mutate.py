@@ -83,7 +83,10 @@ WIRED = {
         "tests/effects/test_node_effects.py",
         "tests/net/test_link.py",
     ),
-    "plumtree_quic/proto/swim.py": ("tests/proto/test_swim.py",),
+    "plumtree_quic/proto/core.py": ("tests/proto/test_core.py", "tests/sim/test_joining.py"),
+    "plumtree_quic/proto/health.py": ("tests/proto/test_health.py", "tests/proto/test_swim.py"),
+    "plumtree_quic/proto/seeds.py": ("tests/proto/test_seeds.py",),
+    "plumtree_quic/proto/swim.py": ("tests/proto/test_swim.py", "tests/sim/test_joining.py"),
     "plumtree_quic/proto/overlay.py": ("tests/proto/test_overlay.py",),
     "plumtree_quic/proto/plumtree.py": (
         "tests/proto/test_plumtree.py",
@@ -106,6 +109,9 @@ _POLICY = "plumtree_quic/security/policy.py"
 _LISTS = "plumtree_quic/security/revocation.py"
 _QUOTA = "plumtree_quic/net/quota.py"
 _ENDPOINT = "plumtree_quic/net/endpoint.py"
+_CORE = "plumtree_quic/proto/core.py"
+_HEALTH = "plumtree_quic/proto/health.py"
+_SEEDS = "plumtree_quic/proto/seeds.py"
 _SWIM = "plumtree_quic/proto/swim.py"
 _DRIVER = "plumtree_quic/driver.py"
 
@@ -195,6 +201,20 @@ ALSO = (
     (_SWIM, "reason == BROKEN_BY_ITSELF and peer == record.node_id", "reason == BROKEN_BY_ITSELF"),
     (_SWIM, "if not link.may_ping(now):", "if False:"),
     (_SWIM, "if not link.may_fetch(now):", "if False:"),
+    (_SWIM, "elif len(self._hints) < ASK_QUEUE_MAX and key", "elif key"),
+    (_CORE, "return self._joiners() >= JOINERS_MAX", "return False"),
+    (
+        _CORE,
+        "return len(self._links) - len(self._unwanted) >= self._overlay.links_max",
+        "return False",
+    ),
+    (_CORE, "if self._overlay.wants(peer) or peer in self._links:", "if False:"),
+    (_CORE, "if self._swim.unmet() and now < until:", "if self._swim.unmet():"),
+    (_CORE, "if self._held and link.dialled is not None:", "if link.dialled is not None:"),
+    (_HEALTH, "if now - self._refuted_at >= self._interval_s:", "if True:"),
+    (_HEALTH, "min(SCORE_MAX, self.score + points)", "self.score + points"),
+    (_SEEDS, "and len(self._doors) < REFERRED_MAX", ""),
+    (_SEEDS, "and len(self._referred) < REFERRED_MAX", ""),
     ("plumtree_quic/proto/overlay.py", "if min(apart, len(holders) - apart) <= reach:", "if True:"),
     ("plumtree_quic/proto/overlay.py", "if ring.zoned and not one_zone:", "if False:"),
     (
@@ -330,6 +350,7 @@ EQUIVALENT = {
     "_look_long: source_end > size [or]": "what is read after it is beyond the end, and drops",
     "_look_long: here + token_bytes > size [or]": "as is the length that follows the token",
     "len(space.ack_queue) > ACK_RANGES_MAX [or]": "aioquic 1.7.2 keeps at most 64 ranges",
+    "self._overlay.links_max": "_make_room, asked after each link, turns the same one away",
     "handshake was tampered with": "aioquic compares Finished, too, though not in constant time",
 }
 
