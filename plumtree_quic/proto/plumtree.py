@@ -249,7 +249,8 @@ class Plumtree:
             config.message_cache_max_size,
             min(REPAIR_S, config.message_cache_ttl),
         )
-        self._cache_swept_at = -inf
+        # When the cache is looked through next; inf while it is empty.
+        self._sweep_at = inf
         self._missing = Missing(config.graft_timeout)
         # How late pushes usually come behind announcements; what grafts brought lately, and since
         # when it was missing.
@@ -645,6 +646,8 @@ class Plumtree:
         self.counters.tree_delivered += 1
         came_by = link.peer if link is not None and not repair else None
         self._cache.put(stream.shelf, Held(bundle, hop, now, came_by))
+        if self._sweep_at == inf:
+            self._sweep_at = now + self._config.message_cache_ttl
         if link is not None:
             known |= link.bit
         pushed = origin.pushes & ~(known | self._congested)
@@ -1502,9 +1505,7 @@ class Plumtree:
             deadline = due
         if self._digest_asks:
             deadline = min(deadline, *self._digest_asks.values())
-        expires_at = self._cache.oldest_expires_at()
-        if expires_at is not None:
-            deadline = min(deadline, max(expires_at, self._cache_swept_at + CACHE_SWEEP_S))
+        deadline = min(deadline, self._sweep_at)
         return None if deadline == inf else deadline
 
     def advance(self, now: float) -> list[Effect]:
@@ -1523,10 +1524,10 @@ class Plumtree:
             self._fire_digest_asks(now, effects)
         if self._sync_at is not None and self._sync_at <= now:
             self._fire_sync(now, effects)
-        expires_at = self._cache.oldest_expires_at()
-        if expires_at is not None and max(expires_at, self._cache_swept_at + CACHE_SWEEP_S) <= now:
-            self._cache_swept_at = now
+        if self._sweep_at <= now:
             self._cache.expire(now)
+            oldest = self._cache.oldest_expires_at()
+            self._sweep_at = inf if oldest is None else max(oldest, now + CACHE_SWEEP_S)
         return effects
 
     # --- streams --------------------------------------------------------------------------------

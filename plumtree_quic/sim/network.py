@@ -34,6 +34,11 @@ REPLAYED_AFTER_S = (0.05, 5.0)
 # Frames that are decoded once for all: short ones, for those are what many are sent alike.
 DECODED_MAX = 20_000
 DECODED_BYTES_MAX = 2_048
+SLOTS_PER_S = 1_000
+
+
+_Event = tuple[float, int, Callable[..., None], tuple[Any, ...]]
+"""When, its number, and what to call. Of two at the same time the one that was asked for first."""
 
 
 class Time:
@@ -42,13 +47,29 @@ class Time:
     def __init__(self, now: float) -> None:
         self.now = now
         self.events = 0
-        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
+        # What is due in the slot that `now` is in, a heap; and by slot what is due later. One heap
+        # of all that thousands of nodes wait for would be read from memory all over at every step.
+        self._slot = int(now * SLOTS_PER_S)
+        self._due: list[_Event] = []
+        self._later: dict[int, list[_Event]] = {}
+        self._slots: list[int] = []
 
     def at(self, when: float, action: Callable[..., None], *args: Any) -> None:
         """Call `action(*args)` at `when`, or now when that is past."""
         self._count += 1
-        heapq.heappush(self._queue, (max(when, self.now), self._count, action, args))
+        when = max(when, self.now)
+        event = (when, self._count, action, args)
+        slot = int(when * SLOTS_PER_S)
+        if slot <= self._slot:
+            heapq.heappush(self._due, event)
+            return
+        events = self._later.get(slot)
+        if events is None:
+            self._later[slot] = [event]
+            heapq.heappush(self._slots, slot)
+        else:
+            events.append(event)
 
     def after(self, seconds: float, action: Callable[..., None], *args: Any) -> None:
         """Call `action(*args)` in so many seconds."""
@@ -57,11 +78,18 @@ class Time:
     def run(self, seconds: float) -> None:
         """Let `seconds` pass."""
         end = self.now + seconds
-        queue, pop = self._queue, heapq.heappop
-        while queue and queue[0][0] <= end:
-            self.now, _, action, args = pop(queue)
-            self.events += 1
-            action(*args)
+        last, pop = int(end * SLOTS_PER_S), heapq.heappop
+        while True:
+            due = self._due
+            while due and due[0][0] <= end:
+                self.now, _, action, args = pop(due)
+                self.events += 1
+                action(*args)
+            if due or not self._slots or self._slots[0] > last:
+                break
+            self._slot = pop(self._slots)
+            self._due = self._later.pop(self._slot)
+            heapq.heapify(self._due)
         self.now = end
 
 

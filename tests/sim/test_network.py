@@ -1,5 +1,7 @@
 """The virtual network itself: a link on it behaves as a QUIC connection does."""
 
+from random import Random
+
 import attrs
 import pytest
 
@@ -63,6 +65,35 @@ class Pair:
 
 def direct(number):
     return Direct(DirectKind.MESSAGE, number, b"x")
+
+
+def test_events_run_in_the_order_of_their_times_and_of_their_making():
+    rng = Random(1)
+    time = Time(100.0)
+    told, made = [], []
+
+    def act(number, when):
+        told.append((when, number))
+        assert time.now == when
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            plan(rng.choice((0.0, 0.0003, 0.001, 0.0017, 0.5, 3.0)))
+
+    def plan(seconds):
+        if len(made) < 5_000:
+            when = time.now + seconds
+            made.append((when, len(made)))
+            time.at(when, act, len(made) - 1, when)
+
+    for _ in range(100):
+        plan(rng.uniform(0.0, 2.0))
+    while len(told) < len(made):
+        before = time.now
+        time.run(rng.choice((0.0001, 0.01, 0.7)))
+        # Between two runs more is asked for, some of it before what waits already.
+        plan(rng.choice((0.0, 0.0004, 0.3)))
+        assert time.now > before
+    assert told == sorted(made)
+    assert time.events == len(made) > 1_000
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.3])
