@@ -39,6 +39,9 @@ def _about() -> str:
 @click.option("--seed", type=int, default=1, show_default=True, help="Of everything that is drawn.")
 @click.option("--preset", type=click.Choice(PRESETS), default="lan", show_default=True)
 @click.option(
+    "--rings", type=click.IntRange(5, 32), help="K, the rings of links, instead of the preset's."
+)
+@click.option(
     "--share",
     type=click.FloatRange(0.01, 0.95),
     default=0.5,
@@ -69,6 +72,7 @@ def sim(
     seed: int,
     preset: str,
     share: float,
+    rings: int | None,
     seconds: float | None,
     as_json: bool,
     pictures: Path | None,
@@ -92,6 +96,7 @@ def sim(
         seed=seed,
         preset=preset,
         share=share,
+        rings=rings,
         seconds=seconds,
         say=say,
     )
@@ -170,6 +175,8 @@ def _show(
     if outcome.violation:
         console.print(f"broken rule: {outcome.violation}", markup=False)
     options = f"--nodes {run.nodes} --seed {run.seed} --preset {run.preset} --share {run.share:g}"
+    if run.rings is not None:
+        options += f" --rings {run.rings}"
     if run.seconds is not None:
         options += f" --seconds {run.seconds:g}"
     console.print(f"again: plumtree-quic sim {scenario} {options}")

@@ -72,15 +72,16 @@ class Run:
     """One run of a scenario. The cluster is there as soon as there is one, for whoever looks on.
 
     nodes: how many. seed: of everything. preset: name of the configuration. share: how much of
-    the cluster a fault hits. seconds: how long, of virtual time, where that is a choice; None: as
-    long as the scenario asks for. on_cluster: called with the cluster before anything happens in
-    it. say: told what goes on, in words.
+    the cluster a fault hits. rings: K, where it is not the preset's. seconds: how long, of virtual
+    time, where that is a choice; None: as long as the scenario asks for. on_cluster: called with
+    the cluster before anything happens in it. say: told what goes on, in words.
     """
 
     nodes: int
     seed: int
     preset: str = "lan"
     share: float = 0.5
+    rings: int | None = None
     seconds: float | None = None
     on_cluster: Callable[[Cluster], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
@@ -92,7 +93,11 @@ class Run:
         made: PlumtreeConfig = (
             PlumtreeConfig() if self.preset == "default" else getattr(PlumtreeConfig, self.preset)()
         )
-        return made
+        if self.rings is None:
+            return made
+        # K is half of the fan-outs (ARCHITECTURE section 7); those that push stay as they are.
+        lazy = 2 * self.rings - made.eager_fanout
+        return attrs.evolve(made, lazy_fanout=lazy)
 
     def make(self) -> Cluster:
         """A cluster of no nodes yet."""

@@ -28,6 +28,17 @@ def test_people_get_a_table_and_the_command_that_runs_it_again(capsys):
     assert "again: plumtree-quic sim stable --nodes 4 --seed 1" in out
 
 
+def test_rings_are_the_number_of_links_that_each_node_wants(capsys):
+    most = {}
+    for rings in (5, 7):
+        assert run(["sim", "bootstrap", "--nodes", "60", "--rings", str(rings)]) == 0
+        out = capsys.readouterr().out
+        assert f"--rings {rings}" in out
+        (line,) = [each for each in out.splitlines() if "links per node, most" in each]
+        most[rings] = int(line.split("│")[2])
+    assert most == {5: 12, 7: 16}
+
+
 def test_a_missed_bound_is_exit_status_1_and_marked(capsys, monkeypatch):
     def bad(_run):
         return Outcome([Figure("lost", 3, bound=0), Figure("after", float("inf"), "s")])
