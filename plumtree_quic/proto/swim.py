@@ -105,6 +105,9 @@ ASK_QUEUE_MAX = 10_000
 HINTS_PER_LINK = 8
 # It may not know them, having joined just now itself: others are asked sooner than usual.
 HINT_TIMEOUT_S = 0.5
+# So long after it has joined a node asks those whom it joined through for no more than before. When
+# many join at once a seed's table grows while it is compared.
+JOINED_S = 10.0
 # What no neighbour could be asked for so long is asked of whoever named it.
 HINTS_WAIT_S = 2.0
 # One side begins to compare tables; the other does when nothing has come of it for so long.
@@ -283,6 +286,7 @@ class Swim:
         # Strangers that rows named while we joined, and who named them; nobody was asked yet.
         self._hints: dict[MemberKey, NodeId] = {}
         self._hints_until = float("-inf")
+        self._joined_until = float("-inf")
         # What is being asked of who may not know it.
         self._guessed: dict[MemberKey, None] = {}
         # Who else could be asked for what one link is being asked for.
@@ -331,6 +335,7 @@ class Swim:
         """Our neighbours are known: the rest is fetched from them, as their links come up."""
         self._joining = False
         self._hints_until = now + HINTS_WAIT_S
+        self._joined_until = now + JOINED_S
         self._at(now)
 
     def unmet(self) -> int:
@@ -411,8 +416,8 @@ class Swim:
         link = self._links.pop(peer, None)
         if link is None:
             return []
-        for key in link.asked:
-            self._ask_elsewhere(key, now)
+        for key, deadline in link.asked.items():
+            self._give_up_asking(key, deadline, now)
         if self._joining:
             # The comparison that was begun with it comes to nothing.
             self._began_at = float("-inf")
@@ -1035,7 +1040,8 @@ class Swim:
             return self._tell(row)
         if fact.subject in self._guessed:
             # When many join at once: the bringer is the first who is sure to have it.
-            self._ask_elsewhere(fact.subject, now)
+            del self._guessed[fact.subject]
+            self._asking.pop(fact.subject, None)
         if self._want(self._links[peer], fact.subject, now) and fact.state is _ALIVE:
             self._early.pop(fact.subject, None)
             self._early[fact.subject] = (fact, peer)
@@ -1123,7 +1129,10 @@ class Swim:
         if self._hints and not self._joining:
             effects += self._spread_hints(now)
         for link in self._links.values():
-            if link.queue or link.asked:
+            if link.asked:
+                self._expire_asked(link, now)
+        for link in self._links.values():
+            if link.queue:
                 effects += self._ask(link, now)
         return effects
 
@@ -1134,10 +1143,11 @@ class Swim:
         for link in neighbours:
             keys: list[MemberKey] = []
             while self._hints and len(link.asked) < HINTS_PER_LINK:
-                key, _ = self._hints.popitem()
+                key, namer = self._hints.popitem()
                 if self.table.get(key) is None and self._asking.get(key, now) <= now:
                     link.asked[key] = self._asking[key] = self._at(now + HINT_TIMEOUT_S)
                     self._guessed[key] = None
+                    self._elsewhere.setdefault(key, {})[namer] = True
                     keys.append(key)
             if keys:
                 effects.append(Send(link.peer, RecordsWanted(tuple(keys))))
@@ -1238,9 +1248,6 @@ class Swim:
 
     def _ask(self, link: _Link, now: float) -> list[Effect]:
         """Send the questions that fit; each key is asked of one link at a time."""
-        for key in [key for key, deadline in link.asked.items() if deadline <= now]:
-            del link.asked[key]
-            self._ask_elsewhere(key, now)
         keys: list[MemberKey] = []
         while link.queue and len(link.asked) < ASKED_MAX:
             key, stranger = next(iter(link.queue.items()))
@@ -1257,15 +1264,30 @@ class Swim:
             keys.append(key)
         return [Send(link.peer, RecordsWanted(tuple(keys)))] if keys else []
 
+    def _expire_asked(self, link: _Link, now: float) -> None:
+        for key, deadline in [each for each in link.asked.items() if each[1] <= now]:
+            del link.asked[key]
+            self._give_up_asking(key, deadline, now)
+
+    def _give_up_asking(self, key: MemberKey, deadline: float, now: float) -> None:
+        """Whom we asked until `deadline` has not answered, or is gone."""
+        if self._asking.get(key, deadline) == deadline:
+            # Else somebody else is being asked already.
+            self._ask_elsewhere(key, now)
+
     def _ask_elsewhere(self, key: MemberKey, now: float) -> None:
-        """Who was asked for this has not answered: others who may know it are asked."""
+        """Who was asked for this has not answered: others who may know it are asked, seeds last."""
         self._asking.pop(key, None)
         self._guessed.pop(key, None)
-        for peer, stranger in self._elsewhere.pop(key, {}).items():
-            link = self._links.get(peer)
-            if link is not None:
-                link.queue[key] = stranger
-                self._at(now)
+        others = [
+            (self._links[peer], stranger)
+            for peer, stranger in self._elsewhere.pop(key, {}).items()
+            if peer in self._links
+        ]
+        neighbours = [each for each in others if not each[0].joining]
+        for link, stranger in neighbours or others:
+            link.queue[key] = stranger
+            self._at(now)
 
     def _on_records_wanted(
         self, link: _Link, keys: tuple[MemberKey, ...], now: float
@@ -1382,15 +1404,17 @@ class Swim:
         effects: list[Effect] = []
         evidence: list[Fact] = []
         link.compared, link.compare_by = True, None
+        is_guest = self._joining or (link.joining and now < self._joined_until)
         for row in message.rows:
             if row.key == self.table.me:
                 effects += self._on_row_about_us(row, now)
             else:
-                evidence += self._on_row(link, row, now)
-        if self._joining and self._hints:
+                evidence += self._on_row(link, row, now, is_guest=is_guest)
+        if is_guest and self._hints:
             for key in self._choose([*self._hints, *self._asking]):
                 if self._hints.pop(key, None) is not None:
                     self._want(link, key, now)
+            self._at(now)
         effects += (Send(link.peer, Facts(page)) for page in _pages(evidence))
         if message.answer:
             # Each bucket once, whatever a peer repeats.
@@ -1405,13 +1429,19 @@ class Swim:
             return self._refute(row.incarnation, now)
         return []
 
-    def _on_row(self, link: _Link, row: Row, now: float) -> list[Fact]:
-        """Fetch what the peer knows better; return evidence of what we know better."""
+    def _on_row(self, link: _Link, row: Row, now: float, *, is_guest: bool) -> list[Fact]:
+        """Fetch what the peer knows better; return evidence of what we know better.
+
+        is_guest: we have come to join, so strangers are asked of our neighbours.
+        """
         ours = self.table.get(row.key)
         if ours is None:
             # Of those who are gone, nobody who did not know them needs to learn.
             if row.state in (_ALIVE, _SUSPECT):
-                self._heard_of(link, row.key, now)
+                if not is_guest and row.key not in self._hints:
+                    self._want(link, row.key, now)
+                elif len(self._hints) < ASK_QUEUE_MAX and row.key not in self._asking:
+                    self._hints.setdefault(row.key, link.peer)
             return []
         theirs = (row.epoch, row.incarnation)
         if ours.state is _LEFT and row.epoch <= ours.epoch:
@@ -1425,13 +1455,6 @@ class Swim:
             elif ours.state in (_SUSPECT, _DEAD) and row.state is _ALIVE:
                 return self._evidence(ours)
         return []
-
-    def _heard_of(self, link: _Link, key: MemberKey, now: float) -> None:
-        """A row names a stranger. Who joins asks whom it meets for its own neighbours alone."""
-        if not self._joining and key not in self._hints:
-            self._want(link, key, now)
-        elif len(self._hints) < ASK_QUEUE_MAX and key not in self._asking:
-            self._hints.setdefault(key, link.peer)
 
     # --- slow timers ----------------------------------------------------------------------------
 

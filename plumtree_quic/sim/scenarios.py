@@ -362,6 +362,7 @@ def start(run: Run) -> Outcome:
             Figure("all know all after", seconds, "s", bound=BOOTSTRAP_S),
             Figure("distinct sizes seen", found.sizes),
             Figure("a seed sends per joiner", found.seed_bytes_per_joiner / 1e3, "KB", bound=200.0),
+            Figure("a seed sends one joiner, most", found.seed_bytes_most / 1e3, "KB", bound=200.0),
             Figure("a node sends", found.bytes_per_node / 1e3, "KB"),
             Figure("overlay links, most", found.overlay_links_most, bound=3 * (2 * rings + 2)),
             Figure("join links, most", found.join_links_most, bound=JOINERS_MAX),

@@ -279,6 +279,40 @@ def test_who_does_not_know_whom_a_joiner_asks_for_is_not_waited_for_when_somebod
     assert [each.keys for each in sent(effects, RecordsWanted, "b")] == [(key("y"),)]
 
 
+def test_a_seed_that_learns_more_while_we_join_is_asked_for_no_more_and_is_the_last_resort():
+    rig = joiner("a", near="a")
+    rig.flush()
+    rig.receive("s", Records((record("a"),)))
+    rig.swim.end_join(rig.now)
+    rig.link("a")
+    # Rows of another seed come late, and those of the first again, for it has met others since.
+    rig.take(
+        rig.swim.link_up(node_id("t"), hello(of=record("t")), rig.now, begin=True, joining=True)
+    )
+    for seed in ("s", "t"):
+        rig.receive(seed, rows("x", "y", "z"))
+    asked = rig.flush()
+    assert not sent(asked, RecordsWanted, "s") + sent(asked, RecordsWanted, "t")
+    (guess,) = sent(asked, RecordsWanted, "a")
+    assert set(guess.keys) == {key("x"), key("y"), key("z")}
+    # Our neighbour does not have them: whoever named them first does.
+    effects = rig.run(swim_module.HINT_TIMEOUT_S, alive="ast")
+    (sure,) = sent(effects, RecordsWanted, "s")
+    assert set(sure.keys) == set(guess.keys)
+    assert not sent(effects, RecordsWanted, "t")
+
+
+def test_long_after_it_has_joined_a_node_asks_whoever_names_strangers():
+    rig = joiner("a", near="a")
+    rig.flush()
+    rig.receive("s", Records((record("a"),)))
+    rig.swim.end_join(rig.now)
+    rig.link("a")
+    rig.run(swim_module.JOINED_S + 0.1, alive="as")
+    rig.receive("s", rows("x"))
+    assert sent(rig.flush(), RecordsWanted, "s")
+
+
 def test_without_neighbours_whoever_named_them_is_asked_after_a_while():
     rig = joiner(*STRANGERS[:10], near=())
     rig.swim.end_join(rig.now)
