@@ -201,7 +201,7 @@ ALSO = (
     (_SWIM, "reason == BROKEN_BY_ITSELF and peer == record.node_id", "reason == BROKEN_BY_ITSELF"),
     (_SWIM, "if not link.may_ping(now):", "if False:"),
     (_SWIM, "if not link.may_fetch(now):", "if False:"),
-    (_SWIM, "elif len(self._hints) < ASK_QUEUE_MAX and key", "elif key"),
+    (_SWIM, "elif len(self._hints) < ASK_QUEUE_MAX and row.key", "elif row.key"),
     (_CORE, "return self._joiners() >= JOINERS_MAX", "return False"),
     (
         _CORE,
