@@ -279,7 +279,9 @@ def test_join_places_end_so_those_who_hold_them_keep_nobody_out(monkeypatch):
     seed = cluster.hosts[name]
     assert cluster.run(1.0, lambda: seed.core.link_counts()[1] == 4, look_s=0.001)
     late = cluster.start("late", name)
+    # Its neighbours come to it, for they hear of it from the seed.
     assert cluster.run(20.0, lambda: len(late.view()) >= 31)
+    assert cluster.run(core_module.UNWANTED_LINK_S, lambda: seed.core.link_counts()[1] == 0)
 
 
 # --- those who lie to a joiner ------------------------------------------------------------------
