@@ -887,6 +887,9 @@ class Driver:
                 self.counters.copies_repair += bundle.count
             if self.trace_copy is not None:
                 self.trace_copy(bundle)
+        if self._gate.lets_pass(message):
+            self._perform(self.core.receive(peer, message, now), now)
+            return
         admitted = self._gate.admit(peer, message, now)
         if admitted.checked:
             quota = self._accounts.quota(peer)

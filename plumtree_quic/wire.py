@@ -150,10 +150,13 @@ _PING, _ACK = 0x71, 0x72
 # --- varints ------------------------------------------------------------------------------------
 
 
+_SMALL = tuple(bytes((value,)) for value in range(0x40))
+
+
 def varint(value: int) -> bytes:
     """Encode 0 <= value < 2**62 (RFC 9000, section 16)."""
     if value < 0x40:
-        return bytes((value,))
+        return _SMALL[value]
     if value < 0x4000:
         return (value | 0x4000).to_bytes(2, "big")
     if value < 0x4000_0000:
@@ -167,9 +170,9 @@ def _pull_varint(data: bytes, at: int) -> tuple[int, int]:
         first = data[at]
     except IndexError:
         raise WireError("frame ends inside a number")
-    size = 1 << (first >> 6)
-    if size == 1:
+    if first < 0x40:
         return first, at + 1
+    size = 1 << (first >> 6)
     end = at + size
     if end > len(data):
         raise WireError("frame ends inside a number")
@@ -903,17 +906,18 @@ class LinkEncoder:
     def encode(self, message: Message) -> tuple[bytes, ...]:
         """Return the frame's body as parts to be written one behind the other, uncopied."""
         match message:
-            case Gossip(hop, bundle):
-                return (bytes((_GOSSIP, min(hop, HOP_MAX))), bundle.raw)
-            case Repair(hop, bundle):
-                return (bytes((_REPAIR, min(hop, HOP_MAX))), bundle.raw)
             case IHave(announcements):
                 out = bytearray((_IHAVE,))
                 for entry in announcements:
                     self._push_origin(out, Lane.IHAVE, entry.origin, entry.epoch)
-                    out += varint(entry.first) + varint(entry.last - entry.first)
+                    out += varint(entry.first)
+                    out += varint(entry.last - entry.first)
                     out.append(min(entry.hop, HOP_MAX))
                 return (bytes(out),)
+            case Gossip(hop, bundle):
+                return (bytes((_GOSSIP, min(hop, HOP_MAX))), bundle.raw)
+            case Repair(hop, bundle):
+                return (bytes((_REPAIR, min(hop, HOP_MAX))), bundle.raw)
             case Digest(rows):
                 out = bytearray((_DIGEST, message.last | message.answer << 1))
                 for row in rows:
@@ -928,7 +932,9 @@ class LinkEncoder:
                 return (encode(message),)
 
     def _push_origin(self, out: bytearray, lane: Lane, origin: MemberKey, epoch: int) -> None:
-        table = self._tables.setdefault(lane, {})
+        table = self._tables.get(lane)
+        if table is None:
+            table = self._tables[lane] = {}
         index = table.get((origin, epoch))
         if index is not None:
             out += varint(index + _FIRST_INDEX)
@@ -996,7 +1002,9 @@ class LinkDecoder:
         return Digest(tuple(rows), bool(flags & 1), bool(flags & 2))
 
     def _pull_origin(self, body: bytes, at: int, lane: Lane) -> tuple[MemberKey, int, int]:
-        table = self._tables.setdefault(lane, [])
+        table = self._tables.get(lane)
+        if table is None:
+            table = self._tables[lane] = []
         number, at = _pull_varint(body, at)
         if number == _FORGET:
             table.clear()

@@ -79,6 +79,7 @@ HOLD_S = 1.0
 EXPECTED_S = 10.0
 
 _SWIM = (Facts, Ping, Ack, BucketHashes, Rows, RecordsWanted, Records)
+_BUNDLES = (Gossip, Repair)
 _PLUMTREE = (IHave, Graft, Prune, GraftRefused, Digest)
 
 
@@ -258,12 +259,12 @@ class Core:
         link = self._links.get(peer)
         if link is None:
             return []
-        if isinstance(message, Gossip | Repair):
+        if isinstance(message, _PLUMTREE):
+            return list(self._plumtree.receive(peer, message, now))
+        if isinstance(message, _BUNDLES):
             if self.table.node_id_of(message.bundle.origin) is None:
                 return self._park(peer, link, message, now)
             return self._on_bundle(peer, message, now)
-        if isinstance(message, _PLUMTREE):
-            return list(self._plumtree.receive(peer, message, now))
         if isinstance(message, Records) and message.busy_addresses:
             return self._on_busy(peer, link, message, now)
         if isinstance(message, _SWIM):
@@ -290,7 +291,8 @@ class Core:
         # Silence is the probe time-out or 3 PTO, whichever is longer: an idle parent on a quick
         # link is not silent after 80 ms.
         self._plumtree.heard(peer, now, rtt_s, max(silent_after_s, self._probe_timeout_s))
-        return self._settle(self._swim.heard(peer, now, silent_after_s), now)
+        self._swim.heard(peer, now, silent_after_s)
+        return []
 
     def broadcast(self, bundle: Bundle, now: float) -> list[Effect]:
         """Push a bundle of our own; its sequence numbers follow the last one's."""
@@ -348,12 +350,21 @@ class Core:
         when = None if self.leaving else self._seeds.next_deadline()
         if when is not None and (deadline is None or when < deadline):
             deadline = when
-        rare = self._unwanted or self._turned_away or self._parked or self._held
-        if rare or self._expecting_until is not None:
+        if self._has_rare():
             when = self._next_rare()
             if when is not None and (deadline is None or when < deadline):
                 deadline = when
         return deadline
+
+    def _has_rare(self) -> bool:
+        """Whether anything waits that hardly ever does."""
+        return bool(
+            self._unwanted
+            or self._turned_away
+            or self._parked
+            or self._held
+            or self._expecting_until is not None
+        )
 
     def _next_rare(self) -> float | None:
         waits = (
@@ -376,13 +387,14 @@ class Core:
             effects += self._settle(self._overlay.advance(now), now)
         if _due(self._seeds.next_deadline(), now) and not self.leaving:
             effects += self._seeds.advance(now)
-        effects += self._fire_unwanted(now)
-        effects += self._fire_turned_away(now)
-        if _due(self._hold_until, now):
-            effects += self._release_hold(now)
-        if self._expecting_until is not None:
-            effects += self._look_at_expected(self._expecting_until, now)
-        self._fire_parked(now)
+        if self._has_rare():
+            effects += self._fire_unwanted(now)
+            effects += self._fire_turned_away(now)
+            if _due(self._hold_until, now):
+                effects += self._release_hold(now)
+            if self._expecting_until is not None:
+                effects += self._look_at_expected(self._expecting_until, now)
+            self._fire_parked(now)
         return effects + self._make_room(now)
 
     # --- queries --------------------------------------------------------------------------------

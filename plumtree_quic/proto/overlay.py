@@ -285,10 +285,10 @@ class Overlay:
 
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""
-        greeting = next(iter(self._greeting.values()), None)
-        if greeting is None or self._drop_at is None:
-            return greeting if self._drop_at is None else self._drop_at
-        return min(greeting, self._drop_at)
+        if not self._greeting:
+            return self._drop_at
+        greeting = next(iter(self._greeting.values()))
+        return greeting if self._drop_at is None else min(greeting, self._drop_at)
 
     def advance(self, now: float) -> list[Effect]:
         """Fill the places of those who have not greeted in time; let one surplus link go."""

@@ -424,10 +424,10 @@ class Plumtree:
             return []
         link.heard_at = now
         match message:
-            case Gossip():
-                return self._on_gossip(link, message, now)
             case IHave():
                 return self._on_ihave(link, message, now)
+            case Gossip():
+                return self._on_gossip(link, message, now)
             case Repair():
                 return self._on_repair(link, message, now)
             case Graft():
@@ -889,7 +889,7 @@ class Plumtree:
             return
         if link.far and not parent.far:
             return
-        if self._is_nearer(stream, link, entry.hop, entry.last):
+        if parent.far and self._is_nearer(stream, link, entry.hop, entry.last):
             ready = now - origin.promoted_at >= self._config.graft_timeout
             if ready and not origin.full & link.bit:
                 origin.promoted_at = now
@@ -943,7 +943,12 @@ class Plumtree:
                 stream.owed.clear()
         for link in self._links.values():
             announcements = batch.announcements(link.bit)
+            if not announcements:
+                continue
             self.counters.announcements_sent += len(announcements)
+            if len(announcements) <= IHAVE_ENTRIES_MAX:
+                effects.append(Send(link.peer, IHave(announcements)))
+                continue
             for at in range(0, len(announcements), IHAVE_ENTRIES_MAX):
                 some = announcements[at : at + IHAVE_ENTRIES_MAX]
                 effects.append(Send(link.peer, IHave(some)))
@@ -1495,17 +1500,17 @@ class Plumtree:
 
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""
-        deadline = self._greeting_ends_at
+        deadline = min(self._greeting_ends_at, self._sweep_at)
         if self._owed_at is not None and self._owed_at < deadline:
             deadline = self._owed_at
         if self._sync_at is not None and self._sync_at < deadline:
             deadline = self._sync_at
-        due = self._missing.next_deadline()
-        if due is not None and due < deadline:
-            deadline = due
+        if self._missing:
+            due = self._missing.next_deadline()
+            if due is not None and due < deadline:
+                deadline = due
         if self._digest_asks:
             deadline = min(deadline, *self._digest_asks.values())
-        deadline = min(deadline, self._sweep_at)
         return None if deadline == inf else deadline
 
     def advance(self, now: float) -> list[Effect]:
@@ -1614,6 +1619,10 @@ class Plumtree:
     def missing_count(self) -> int:
         """How many announced ranges are late: asked for, and not here."""
         return self._missing.asked()
+
+    def ranges_awaited(self) -> int:
+        """How many ranges have been announced and are not here, late or not."""
+        return len(self._missing)
 
     def cache_messages(self) -> int:
         """How many messages can be served."""

@@ -469,17 +469,17 @@ class Swim:
             case _:
                 return []
 
-    def heard(self, peer: NodeId, now: float, silent_after_s: float) -> list[Effect]:
+    def heard(self, peer: NodeId, now: float, silent_after_s: float) -> None:
         """Something fresh came on the link: an ack that advanced, a frame of any lane.
 
         silent_after_s: how long the link may owe us something before it counts as silent (3 PTO).
         """
         link = self._links.get(peer)
-        if link is None:
-            return []
-        link.silent_after_s = silent_after_s
-        self._hear(link, now)
-        return []
+        if link is not None:
+            link.silent_after_s = silent_after_s
+            link.fresh_at = now
+            if link.waiting_since is not None or self.health.score:
+                self._hear(link, now)
 
     def late(self, seconds: float, now: float) -> None:
         """Our own loop stood still for `seconds`: nobody is accused for what fell into it."""
@@ -565,10 +565,12 @@ class Swim:
                     effects += self._fire_probe(link, now)
                 if link.compare_by is not None and link.compare_by <= now:
                     effects.append(self._compare(link, now))
-            for suspicion in [s for s in self._suspicions.values() if s.deadline <= now]:
-                effects += self._fire_suspicion(suspicion, now)
-            for key in [key for key, due in self._unlinked.items() if due <= now]:
-                effects += self._fire_unlinked(key, now)
+            if self._suspicions:
+                for suspicion in [s for s in self._suspicions.values() if s.deadline <= now]:
+                    effects += self._fire_suspicion(suspicion, now)
+            if self._unlinked:
+                for key in [key for key, due in self._unlinked.items() if due <= now]:
+                    effects += self._fire_unlinked(key, now)
             if self._compare_at is not None and self._compare_at <= now:
                 effects += self._fire_compare(now)
             if self._renew_at is not None and self._renew_at <= now:
@@ -590,23 +592,25 @@ class Swim:
         return when
 
     def _next_wake(self) -> float | None:
-        waits = [min(link.asked.values()) for link in self._links.values() if link.asked]
+        waits: list[float] = []
         if self._news:
             waits.append(self._news_at)
-        if not self._left:
-            for link in self._links.values():
+        for link in self._links.values():
+            if link.asked:
+                waits.append(min(link.asked.values()))
+            if not self._left:
                 waits.append(link.next_look())
                 if link.compare_by is not None:
                     waits.append(link.compare_by)
+        if not self._left:
             if self._hints and not self._joining:
                 waits.append(self._hints_until)
-            waits += [suspicion.deadline for suspicion in self._suspicions.values()]
+            if self._suspicions:
+                waits += [suspicion.deadline for suspicion in self._suspicions.values()]
             waits += self._unlinked.values()
-            waits += [
-                when
-                for when in (self._compare_at, self._renew_at, self._refute_at, self._expire_at)
-                if when is not None
-            ]
+            for when in (self._compare_at, self._renew_at, self._refute_at, self._expire_at):
+                if when is not None:
+                    waits.append(when)
         return min(waits, default=None)
 
     # --- probes ---------------------------------------------------------------------------------
@@ -1128,12 +1132,13 @@ class Swim:
                 effects += (Send(peer, Facts(page)) for page in _pages(facts))
         if self._hints and not self._joining:
             effects += self._spread_hints(now)
-        for link in self._links.values():
-            if link.asked:
+        waiting = [link for link in self._links.values() if link.asked or link.queue]
+        if waiting:
+            for link in waiting:
                 self._expire_asked(link, now)
-        for link in self._links.values():
-            if link.queue:
-                effects += self._ask(link, now)
+            for link in self._links.values():
+                if link.queue:
+                    effects += self._ask(link, now)
         return effects
 
     def _spread_hints(self, now: float) -> list[Effect]:

@@ -239,11 +239,13 @@ class Host:
         now = self.cluster.time.now
         if isinstance(message, Wanted):
             end.wanted_by_peer = message.wanted
-        self._admit(end, message, now)
-        self._hear(end, now)
-        if isinstance(message, Wanted):
+            self._admit(end, message, now)
+            self._hear(end, now)
             self._note_links()
             self._close_unwanted(end)
+        else:
+            self._admit(end, message, now)
+            self._hear(end, now)
         self._arm()
 
     def datagram(self, end: End, message: Ping | Ack) -> None:
@@ -254,6 +256,9 @@ class Host:
         self._arm()
 
     def _admit(self, end: End, message: Message, now: float) -> None:
+        if self.gate.lets_pass(message):
+            self._take(end, message, now)
+            return
         admitted = self.gate.admit(end.peer, message, now)
         for reply in admitted.replies:
             end.send(reply)
@@ -262,12 +267,17 @@ class Host:
             if refusal.verdict.is_strike:
                 self._perform([Strike(end.peer, f"{refusal.what}: {refusal.verdict.value}")])
         for each in admitted.messages:
-            try:
-                self.cluster.journal.on_received(end, each)
-            except Violation:
-                if end.peer not in self.cluster.liars:
-                    raise
-            self._perform(self.core.receive(end.peer, each, now))
+            self._take(end, each, now)
+
+    def _take(self, end: End, message: Message, now: float) -> None:
+        try:
+            self.cluster.journal.on_received(end, message)
+        except Violation:
+            if end.peer not in self.cluster.liars:
+                raise
+        effects = self.core.receive(end.peer, message, now)
+        if effects:
+            self._perform(effects)
 
     def fresh(self, end: End) -> None:
         """Acknowledgements advanced. That puts off what is due; the timer finds out by itself."""
@@ -357,12 +367,13 @@ class Host:
         waiting = self.gate.next_deadline()
         if waiting is not None and (deadline is None or waiting < deadline):
             deadline = waiting
-        if deadline is None or (self._timer is not None and deadline >= self._timer):
+        timer = self._timer
+        if deadline is None or (timer is not None and deadline >= timer):
             return
         time = self.cluster.time
         if deadline < time.now:
             deadline = time.now
-            if deadline == self._timer:
+            if deadline == timer:
                 return
         self._timer = deadline
         time.at(deadline, self._fire, deadline)
@@ -393,7 +404,7 @@ class Host:
         if now - end.reported_at < HEARD_EVERY_S or not end.up:
             return
         end.reported_at = now
-        effects = self.core.heard(end.peer, now, end.rtt_s, 3 * end.pto_s)
+        effects = self.core.heard(end.peer, now, *end.timing())
         if effects:
             self._perform(effects)
 
@@ -416,7 +427,8 @@ class Host:
     # --- effects --------------------------------------------------------------------------------
 
     def _input(self, effects: Iterable[Effect]) -> None:
-        self._perform(effects)
+        if effects:
+            self._perform(effects)
         self._arm()
 
     def _perform(self, effects: Iterable[Effect]) -> None:
@@ -469,7 +481,7 @@ class Host:
             message = GraftRefused(
                 bundle.origin, bundle.epoch, ((bundle.first, bundle.last),), RefusedReason.BUSY
             )
-        self.cluster.journal.on_sent(end, message)
+        self.cluster.journal.on_told(end, message)
         end.send(message)
 
     def _push(self, peer: NodeId, message: Gossip) -> None:
@@ -620,10 +632,10 @@ class Host:
         known = self.core.table.known_count()
         if known > len(self.cluster.identities):
             raise Violation(f"{self.name} knows {known} members of {len(self.cluster.identities)}")
-        stats = self.core.broadcasts.stats()
+        ranges = self.core.broadcasts.ranges_awaited()
         ranges_max = (ANNOUNCED_IDS_MAX + self.config.sync.max_batch_size) * (len(self.links) + 1)
-        if stats["missing_ranges"] > ranges_max:
-            raise Violation(f"{self.name} waits for {stats['missing_ranges']} ranges")
+        if ranges > ranges_max:
+            raise Violation(f"{self.name} waits for {ranges} ranges")
 
 
 class Cluster:

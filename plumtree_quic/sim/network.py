@@ -58,7 +58,8 @@ class Time:
     def at(self, when: float, action: Callable[..., None], *args: Any) -> None:
         """Call `action(*args)` at `when`, or now when that is past."""
         self._count += 1
-        when = max(when, self.now)
+        if when < self.now:  # noqa: PLR1730 - millions of times, and a call takes thrice as long
+            when = self.now
         event = (when, self._count, action, args)
         slot = int(when * SLOTS_PER_S)
         if slot <= self._slot:
@@ -137,6 +138,10 @@ class _Lane:
     starved: bool = False
 
 
+_LANES = tuple(Lane)
+_NOTHING_YET = (0,) * len(_LANES)
+
+
 class End:
     """One end of a link: sends one way, and is told what came the other way.
 
@@ -144,10 +149,41 @@ class End:
         owner, peer: the node at this end, and who is at the other.
         up: whether this end still holds the link.
         other: the other end.
+        ways_s: both ways' latencies together.
         mark: the owner, as the journal's trace has it.
-        told: bundles that were pushed or announced here, either way; the journal keeps it.
+        told: a bit for each bundle that was pushed or announced here, either way; the journal
+            keeps it.
         digests: digests that came in.
     """
+
+    # There are a quarter of a million of them among 10,000 nodes.
+    __slots__ = (
+        "_acking",
+        "_arrived",
+        "_credited",
+        "_decoder",
+        "_encoder",
+        "_free_at",
+        "_lanes",
+        "_timed_in",
+        "_timing",
+        "_transmitting",
+        "_waiting",
+        "digests",
+        "heard_at",
+        "latency_s",
+        "link",
+        "mark",
+        "network",
+        "other",
+        "owner",
+        "peer",
+        "reported_at",
+        "told",
+        "up",
+        "wanted_by_peer",
+        "ways_s",
+    )
 
     def __init__(self, link: "Link", owner: Port, peer: NodeId, latency_s: float) -> None:
         self.link = link
@@ -156,18 +192,22 @@ class End:
         self.latency_s = latency_s
         self.up = True
         self.other: End = self
+        self.ways_s = 0.0
+        self._timed_in: Weather | None = None
+        self._timing = (0.0, 0.0)
         self.heard_at = link.network.time.now
         self.reported_at = float("-inf")
         self.wanted_by_peer = False
-        self.told: set[int] = set()
+        self.told = 0
         self.digests: list[Digest] = []
         self.network = link.network
         self.mark = owner.id.encode()
         self._encoder = wire.LinkEncoder()
         self._decoder = wire.LinkDecoder()
-        self._lanes = tuple(_Lane(lane) for lane in Lane)
-        self._arrived = [0] * len(self._lanes)
-        self._credited = tuple(self._arrived)
+        # Made when first used: most links never use most of theirs.
+        self._lanes: list[_Lane | None] = [None] * len(_NOTHING_YET)
+        self._arrived = list(_NOTHING_YET)
+        self._credited = _NOTHING_YET
         self._waiting = 0
         self._free_at = 0.0
         self._transmitting = False
@@ -178,24 +218,33 @@ class End:
     @property
     def rtt_s(self) -> float:
         """The round trip without loss."""
-        return self.latency_s + self.other.latency_s + self.network.weather.jitter_s
+        return self.ways_s + self.network.weather.jitter_s
 
     @property
     def pto_s(self) -> float:
         """How long a lost packet stays unnoticed at first."""
         return 1.5 * self.rtt_s + ACK_DELAY_S
 
+    def timing(self) -> tuple[float, float]:
+        """(the round trip, how long silence means nothing: three times a lost packet's)."""
+        weather = self.network.weather
+        if weather is not self._timed_in:
+            self._timed_in = weather
+            self._timing = (self.rtt_s, 3 * self.pto_s)
+        return self._timing
+
     def send(self, message: Message) -> None:
         """Encode, and queue on the message's lane."""
         kind = LANE_OF[type(message)]
-        body = b"".join(self._encoder.encode(message))
+        parts = self._encoder.encode(message)
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         if len(body) > wire.FRAME_BYTES_MAX:
             raise AssertionError(f"a {type(message).__name__} frame of {len(body)} bytes")
-        lane = self._lanes[kind]
+        lane = self._lanes[kind] or self._open(kind)
         if (
             self.network.weather.bandwidth is None
             and not lane.queue
-            and lane.sent - self._credited[lane.lane] < self.link.window
+            and lane.sent - self._credited[kind] < self.link.window
         ):
             self._leave(lane, body)
             return
@@ -204,9 +253,15 @@ class End:
         self._waiting += 1
         self._transmit()
 
+    def _open(self, kind: Lane) -> _Lane:
+        lane = self._lanes[kind] = _Lane(kind)
+        return lane
+
     def room(self, kind: Lane) -> int:
         """Bytes that may be queued on this lane now without waiting for credit."""
         lane = self._lanes[kind]
+        if lane is None:
+            return self.link.window
         room = self.link.window - (lane.sent - self._credited[lane.lane]) - lane.queued
         if room <= 0:
             lane.starved = True
@@ -214,7 +269,8 @@ class End:
 
     def backlog(self, kind: Lane) -> int:
         """Bytes that have not left yet."""
-        return self._lanes[kind].queued
+        lane = self._lanes[kind]
+        return 0 if lane is None else lane.queued
 
     def progress(self, kind: Lane) -> int:
         """Bytes of this lane that the other end has taken."""
@@ -228,6 +284,8 @@ class End:
         time = self.network.time
         bandwidth = self.network.weather.bandwidth
         for lane in self._lanes:
+            if lane is None:
+                continue
             while lane.queue and lane.sent - self._credited[lane.lane] < self.link.window:
                 if bandwidth is not None and self._free_at > time.now:
                     if not self._transmitting:
@@ -241,7 +299,8 @@ class End:
 
     def _leave(self, lane: _Lane, body: bytes) -> None:
         network = self.network
-        weather, now = network.weather, network.time.now
+        weather, time = network.weather, network.time
+        now = time.now
         size = len(body) + FRAME_OVERHEAD_BYTES
         lane.sent += size
         delay = self.latency_s + weather.jitter_s * network.random()
@@ -253,20 +312,20 @@ class End:
             while losses < LOSSES_MAX and network.random() < weather.loss:
                 delay += min(pto * (1 << losses), RETRY_MAX_S)
                 losses += 1
-        lane.arrival = max(lane.arrival, now + delay)
+        arrival = lane.arrival = max(lane.arrival, now + delay)
         if not lane.flight:
-            network.time.at(lane.arrival, self._arrive, lane)
-        lane.flight.append((lane.arrival, body))
+            time.at(arrival, self._arrive, lane)
+        lane.flight.append((arrival, body))
 
     def _arrive(self, lane: _Lane) -> None:
         """What has crossed is handed to the other end, when it can take it."""
         other, network = self.other, self.network
         if self.link.broken or not other.up:
             return
-        time = network.time
-        passes = network.passes(self.owner.id, self.peer)
-        if not passes or not other.owner.awake():
-            if passes and (asleep_s := other.owner.asleep_s()):
+        time, owner = network.time, other.owner
+        passes = network.whole or network.passes(self.owner.id, self.peer)
+        if not passes or not owner.awake():
+            if passes and (asleep_s := owner.asleep_s()):
                 # It waits in the socket.
                 time.after(asleep_s, self._arrive, lane)
                 return
@@ -282,43 +341,45 @@ class End:
             other.heard_at = now
             message = network.decode(other._decoder, lane.lane, body)
             network.on_frame(now, self, other, lane.lane, body)
-            other.owner.frame(other, message)
+            owner.frame(other, message)
         if other.up:
             if not self._acking:
-                self._send_ack()
+                self._acking = True
+                time.at(now + other.latency_s, self._take_ack, tuple(self._arrived))
             if flight:
                 time.at(flight[0][0], self._arrive, lane)
 
     # --- acknowledgements -----------------------------------------------------------------------
-
-    def _send_ack(self) -> None:
-        self._acking = True
-        self.network.time.after(self.other.latency_s, self._take_ack, tuple(self._arrived))
 
     def _take_ack(self, arrived: tuple[int, ...]) -> None:
         """The other end has so many bytes; credit comes with it."""
         network = self.network
         if self.link.broken or not self.up:
             return
-        lost = network.weather.loss and network.random() < network.weather.loss
-        if lost or not network.passes(self.peer, self.owner.id) or not self.owner.awake():
+        time, owner = network.time, self.owner
+        loss = network.weather.loss
+        lost = loss and network.random() < loss
+        passes = network.whole or network.passes(self.peer, owner.id)
+        if lost or not passes or not owner.awake():
             # What is sent again is acknowledged again.
-            network.time.after(min(self.pto_s, RETRY_MAX_S), self._take_ack, arrived)
+            time.after(min(self.pto_s, RETRY_MAX_S), self._take_ack, arrived)
             return
         self._credited = arrived
-        if tuple(self._arrived) != arrived:
-            self._send_ack()
+        newest = tuple(self._arrived)
+        if newest != arrived:
+            time.after(self.other.latency_s, self._take_ack, newest)
         else:
             self._acking = False
-        self.heard_at = network.time.now
+        self.heard_at = time.now
         if self._waiting:
             self._transmit()
         gossip = self._lanes[Lane.GOSSIP]
-        if gossip.starved and self.room(Lane.GOSSIP) * 2 >= self.link.window:
+        starved = gossip is not None and gossip.starved
+        if gossip and starved and self.room(Lane.GOSSIP) * 2 >= self.link.window:
             gossip.starved = False
-            self.owner.writable(self)
+            owner.writable(self)
         if self.up:
-            self.owner.fresh(self)
+            owner.fresh(self)
 
     # --- datagrams ------------------------------------------------------------------------------
 
@@ -347,7 +408,7 @@ class End:
         other, network = self.other, self.network
         if self.link.broken or not other.up:
             return
-        if not network.passes(self.owner.id, self.peer):
+        if not network.whole and not network.passes(self.owner.id, self.peer):
             return
         if not other.owner.awake():
             if asleep_s := other.owner.asleep_s():
@@ -408,6 +469,7 @@ class Link:
         self.dialler = End(self, dialler, acceptor.id, there)
         self.acceptor = End(self, acceptor, dialler.id, back)
         self.dialler.other, self.acceptor.other = self.acceptor, self.dialler
+        self.dialler.ways_s = self.acceptor.ways_s = there + back
         for end in (self.dialler, self.acceptor):
             network.time.after(IDLE_S, end.watch_idle)
 
@@ -436,6 +498,7 @@ class Network:
 
     Attributes:
         zones: where each node is.
+        whole: whether every way is open; looked at before each packet's way is.
     """
 
     def __init__(
@@ -456,6 +519,7 @@ class Network:
         self._ways: dict[tuple[NodeId, NodeId], tuple[float, float]] = {}
         self._cut: dict[tuple[NodeId, NodeId], None] = {}
         self._side: dict[NodeId, int] = {}
+        self.whole = True
         self._decoded: dict[bytes, Message] = {}
 
     def way(self, a: NodeId, b: NodeId) -> tuple[float, float]:
@@ -482,19 +546,26 @@ class Network:
     def cut(self, source: NodeId, target: NodeId) -> None:
         """Nothing gets from `source` to `target`; the other way may still be open."""
         self._cut[source, target] = None
+        self._note_ways()
 
     def mend(self, source: NodeId, target: NodeId) -> None:
         """Undo a cut."""
         self._cut.pop((source, target), None)
+        self._note_ways()
 
     def partition(self, *sides: tuple[NodeId, ...]) -> None:
         """Nothing passes between these groups; without any, the last partition is over."""
         self._side = {node: number for number, side in enumerate(sides) for node in side}
+        self._note_ways()
 
     def heal(self) -> None:
         """All ways are open again."""
         self._cut.clear()
         self._side.clear()
+        self._note_ways()
+
+    def _note_ways(self) -> None:
+        self.whole = not (self._cut or self._side)
 
     def dial_s(self, source: NodeId, target: NodeId) -> float:
         """How long Retry and handshake take, two round trips, lost packets included."""

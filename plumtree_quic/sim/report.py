@@ -44,6 +44,7 @@ from plumtree_quic.sim.network import End
 __all__ = ["Detection", "Journal", "Life", "Report", "Story", "Violation"]
 
 TOLD_SLACK_S = 0.001
+_BUNDLES = (Gossip, Repair)
 _MEMBER_FACTS = (MemberJoined, MemberUpdated, MemberSuspected, MemberFailed, MemberLeft)
 
 
@@ -173,13 +174,12 @@ class Journal:
         head = pack("!dbI", now, -1 if lane is None else lane, len(body))
         self._hash.update(b"".join((head, source.mark, target.mark, body)))
 
-    def on_sent(self, end: End, message: Message) -> None:
-        """A node tells the other end of a link something."""
-        self._note_told(end, message)
-
     def on_received(self, end: End, message: Message) -> None:
         """A node is told something on a link."""
-        if isinstance(message, Gossip | Repair):
+        if isinstance(message, IHave):
+            self.on_told(end, message)
+            return
+        if isinstance(message, _BUNDLES):
             item = self._find(message.bundle, "arrives")
             item.copies += 1
             zones = end.network.zones
@@ -187,27 +187,28 @@ class Journal:
                 item.crossings += 1
         elif isinstance(message, Digest):
             end.digests.append(message)
-        self._note_told(end, message)
+        self.on_told(end, message)
 
-    def _note_told(self, end: End, message: Message) -> None:
-        match message:
-            case Gossip(_, bundle) | Repair(_, bundle):
-                end.told.add(self._streams[bundle.origin, bundle.epoch][bundle.first])
-            case IHave(announcements):
-                told = end.told
-                for entry in announcements:
-                    stream = self._streams.get((entry.origin, entry.epoch))
-                    if stream is None or entry.first not in stream:
-                        raise Violation(
-                            f"S2: {end.owner.id.name} or {end.peer.name} announces {entry}, "
-                            "which was never broadcast"
-                        )
-                    for seq in range(entry.first, entry.last + 1):
-                        index = stream.get(seq)
-                        if index is not None:
-                            told.add(index)
-            case _:
-                return
+    def on_told(self, end: End, message: Message) -> None:
+        """A node tells the other end of a link something, or was told."""
+        if isinstance(message, IHave):
+            for entry in message.announcements:
+                stream = self._streams.get((entry.origin, entry.epoch))
+                if stream is None or entry.first not in stream:
+                    raise Violation(
+                        f"S2: {end.owner.id.name} or {end.peer.name} announces {entry}, "
+                        "which was never broadcast"
+                    )
+                if entry.first == entry.last:
+                    end.told |= 1 << stream[entry.first]
+                    continue
+                for seq in range(entry.first, entry.last + 1):
+                    index = stream.get(seq)
+                    if index is not None:
+                        end.told |= 1 << index
+        elif isinstance(message, _BUNDLES):
+            bundle = message.bundle
+            end.told |= 1 << self._streams[bundle.origin, bundle.epoch][bundle.first]
 
     # --- what nodes do --------------------------------------------------------------------------
 
@@ -253,7 +254,7 @@ class Journal:
         while life.due and life.due[0][0] <= now:
             _, index, links = life.due.popleft()
             for end in links:
-                if not end.up or index in end.told or end.link.broken:
+                if not end.up or end.told >> index & 1 or end.link.broken:
                     continue
                 if end.peer in self.liars or end.owner.id in self.liars:
                     continue
