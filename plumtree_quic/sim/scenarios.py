@@ -18,6 +18,7 @@ from plumtree_quic.sim import detection, zones
 from plumtree_quic.sim.bootstrap import bootstrap
 from plumtree_quic.sim.cluster import Cluster, Host
 from plumtree_quic.sim.graph import Graph
+from plumtree_quic.sim.pages import use_large_pages
 from plumtree_quic.sim.report import Violation
 
 __all__ = ["SCENARIOS", "Figure", "Outcome", "Run", "Scenario"]
@@ -28,6 +29,8 @@ ORIGINS = 100
 PAYLOAD = bytes(64)
 # Objects made, less those that are gone, between two looks for garbage.
 COLLECT_EVERY = 200_000
+# From so many nodes on, memory is what a simulation waits for.
+LARGE_NODES = 2_000
 # A guess: nobody waits longer for a cluster that was started anew.
 BOOTSTRAP_S = 30.0
 
@@ -110,6 +113,8 @@ class Run:
         cluster = self.make()
         cluster.converged(self.nodes)
         gc.freeze()
+        if self.nodes >= LARGE_NODES:
+            use_large_pages()
         self.say(f"{self.nodes} nodes, links at rest, {cluster.time.now - cluster.began:.0f} s")
         return cluster
 
