@@ -150,12 +150,14 @@ _PING, _ACK = 0x71, 0x72
 # --- varints ------------------------------------------------------------------------------------
 
 
-_SMALL = tuple(bytes((value,)) for value in range(0x40))
+# From here on a number takes two bytes or more.
+_TWO_BYTES = 0x40
+_SMALL = tuple(bytes((value,)) for value in range(_TWO_BYTES))
 
 
 def varint(value: int) -> bytes:
     """Encode 0 <= value < 2**62 (RFC 9000, section 16)."""
-    if value < 0x40:
+    if 0 <= value < _TWO_BYTES:
         return _SMALL[value]
     if value < 0x4000:
         return (value | 0x4000).to_bytes(2, "big")
@@ -170,7 +172,7 @@ def _pull_varint(data: bytes, at: int) -> tuple[int, int]:
         first = data[at]
     except IndexError:
         raise WireError("frame ends inside a number")
-    if first < 0x40:
+    if first < _TWO_BYTES:
         return first, at + 1
     size = 1 << (first >> 6)
     end = at + size
@@ -901,7 +903,8 @@ class LinkEncoder:
     """Encodes the frames that one side writes on one link. Make a new one for each link."""
 
     def __init__(self) -> None:
-        self._tables: dict[Lane, dict[tuple[MemberKey, int], int]] = {}
+        self._ihave: dict[tuple[MemberKey, int], int] = {}
+        self._sync: dict[tuple[MemberKey, int], int] = {}
 
     def encode(self, message: Message) -> tuple[bytes, ...]:
         """Return the frame's body as parts to be written one behind the other, uncopied."""
@@ -909,7 +912,7 @@ class LinkEncoder:
             case IHave(announcements):
                 out = bytearray((_IHAVE,))
                 for entry in announcements:
-                    self._push_origin(out, Lane.IHAVE, entry.origin, entry.epoch)
+                    _push_origin(out, self._ihave, entry.origin, entry.epoch)
                     out += varint(entry.first)
                     out += varint(entry.last - entry.first)
                     out.append(min(entry.hop, HOP_MAX))
@@ -921,7 +924,7 @@ class LinkEncoder:
             case Digest(rows):
                 out = bytearray((_DIGEST, message.last | message.answer << 1))
                 for row in rows:
-                    self._push_origin(out, Lane.SYNC, row.origin, row.epoch)
+                    _push_origin(out, self._sync, row.origin, row.epoch)
                     out += varint(len(row.held))
                     before = 0
                     for first, last in row.held:
@@ -931,27 +934,28 @@ class LinkEncoder:
             case _:
                 return (encode(message),)
 
-    def _push_origin(self, out: bytearray, lane: Lane, origin: MemberKey, epoch: int) -> None:
-        table = self._tables.get(lane)
-        if table is None:
-            table = self._tables[lane] = {}
-        index = table.get((origin, epoch))
-        if index is not None:
-            out += varint(index + _FIRST_INDEX)
-            return
-        if len(table) >= ORIGINS_PER_LINK_MAX:
-            table.clear()
-            out.append(_FORGET)
-        table[(origin, epoch)] = len(table)
-        out.append(_DEFINE)
-        out += origin + epoch.to_bytes(6, "big")
+
+def _push_origin(
+    out: bytearray, table: dict[tuple[MemberKey, int], int], origin: MemberKey, epoch: int
+) -> None:
+    index = table.get((origin, epoch))
+    if index is not None:
+        out += varint(index + _FIRST_INDEX)
+        return
+    if len(table) >= ORIGINS_PER_LINK_MAX:
+        table.clear()
+        out.append(_FORGET)
+    table[(origin, epoch)] = len(table)
+    out.append(_DEFINE)
+    out += origin + epoch.to_bytes(6, "big")
 
 
 class LinkDecoder:
     """Decodes the frames that the other side wrote on one link. Make a new one for each link."""
 
     def __init__(self) -> None:
-        self._tables: dict[Lane, list[tuple[MemberKey, int]]] = {}
+        self._ihave: list[tuple[MemberKey, int]] = []
+        self._sync: list[tuple[MemberKey, int]] = []
 
     def decode(self, lane: Lane, body: bytes) -> Message:
         """Decode the body of a frame that came on `lane`. Raises WireError, and nothing else."""
@@ -964,12 +968,16 @@ class LinkDecoder:
 
     def _decode_ihave(self, body: bytes) -> IHave:
         announcements: list[Announcement] = []
-        at = 1
-        while at < len(body):
-            origin, epoch, at = self._pull_origin(body, at, Lane.IHAVE)
+        at, size, table = 1, len(body), self._ihave
+        while at < size:
+            origin, epoch, at = _pull_origin(body, at, table)
             first, at = _pull_varint(body, at)
-            extra, at = _pull_varint(body, at)
-            if first < 1 or first + extra > SEQ_MAX or at >= len(body):
+            if at < size and body[at] == 0:
+                # One bundle, as most announcements.
+                extra, at = 0, at + 1
+            else:
+                extra, at = _pull_varint(body, at)
+            if first < 1 or first + extra > SEQ_MAX or at >= size:
                 raise WireError("an announcement is out of range or cut off")
             announcements.append(Announcement(origin, epoch, first, first + extra, body[at]))
             at += 1
@@ -984,7 +992,7 @@ class LinkDecoder:
         rows: list[DigestRow] = []
         at = 2
         while at < len(body):
-            origin, epoch, at = self._pull_origin(body, at, Lane.SYNC)
+            origin, epoch, at = _pull_origin(body, at, self._sync)
             count, at = _pull_varint(body, at)
             if count > ITEMS_MAX or len(rows) >= ITEMS_MAX:
                 raise WireError("too many rows or ranges in a digest")
@@ -1001,23 +1009,28 @@ class LinkDecoder:
             rows.append(DigestRow(origin, epoch, tuple(held)))
         return Digest(tuple(rows), bool(flags & 1), bool(flags & 2))
 
-    def _pull_origin(self, body: bytes, at: int, lane: Lane) -> tuple[MemberKey, int, int]:
-        table = self._tables.get(lane)
-        if table is None:
-            table = self._tables[lane] = []
+
+def _pull_origin(
+    body: bytes, at: int, table: list[tuple[MemberKey, int]]
+) -> tuple[MemberKey, int, int]:
+    number = body[at] if at < len(body) else _TWO_BYTES
+    if number < _TWO_BYTES:
+        # Said here because nearly all are one byte long, and there are more of them than frames.
+        at += 1
+    else:
         number, at = _pull_varint(body, at)
-        if number == _FORGET:
-            table.clear()
-            number, at = _pull_varint(body, at)
-        if number >= _FIRST_INDEX:
-            try:
-                origin, epoch = table[number - _FIRST_INDEX]
-            except IndexError:
-                raise WireError("an origin's index was never defined")
-            return origin, epoch, at
-        if number != _DEFINE or at + 22 > len(body) or len(table) >= ORIGINS_PER_LINK_MAX:
-            raise WireError("an origin is not defined as it should be")
-        origin = MemberKey(body[at : at + 16])
-        epoch = _epoch(int.from_bytes(body[at + 16 : at + 22], "big"))
-        table.append((origin, epoch))
-        return origin, epoch, at + 22
+    if number == _FORGET:
+        table.clear()
+        number, at = _pull_varint(body, at)
+    if number >= _FIRST_INDEX:
+        try:
+            origin, epoch = table[number - _FIRST_INDEX]
+        except IndexError:
+            raise WireError("an origin's index was never defined")
+        return origin, epoch, at
+    if number != _DEFINE or at + 22 > len(body) or len(table) >= ORIGINS_PER_LINK_MAX:
+        raise WireError("an origin is not defined as it should be")
+    origin = MemberKey(body[at : at + 16])
+    epoch = _epoch(int.from_bytes(body[at + 16 : at + 22], "big"))
+    table.append((origin, epoch))
+    return origin, epoch, at + 22

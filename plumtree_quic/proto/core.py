@@ -340,14 +340,14 @@ class Core:
         """When `advance` has work, or None."""
         # Asked after every frame, so what is hardly ever there is looked at together.
         deadline = self._plumtree.next_deadline()
-        when = self._swim.next_deadline()
+        when = self._swim.wake_at
         if when is not None and (deadline is None or when < deadline):
             deadline = when
         when = self._overlay.next_deadline()
         if when is not None and (deadline is None or when < deadline):
             deadline = when
         # Who leaves looks for nobody any more.
-        when = None if self.leaving else self._seeds.next_deadline()
+        when = None if self.leaving else self._seeds.wake_at
         if when is not None and (deadline is None or when < deadline):
             deadline = when
         if self._has_rare():
@@ -381,11 +381,11 @@ class Core:
         effects: list[Effect] = []
         if _due(self._plumtree.next_deadline(), now):
             effects += self._plumtree.advance(now)
-        if _due(self._swim.next_deadline(), now):
+        if _due(self._swim.wake_at, now):
             effects += self._settle(self._swim.advance(now), now)
         if _due(self._overlay.next_deadline(), now):
             effects += self._settle(self._overlay.advance(now), now)
-        if _due(self._seeds.next_deadline(), now) and not self.leaving:
+        if _due(self._seeds.wake_at, now) and not self.leaving:
             effects += self._seeds.advance(now)
         if self._has_rare():
             effects += self._fire_unwanted(now)

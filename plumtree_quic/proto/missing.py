@@ -64,30 +64,30 @@ class Missing:
 
     Args:
         graft_timeout_s: the first wait for an answer; it doubles with each try.
+
+    Attributes:
+        by_stream: them, ascending; a stream without gaps is not in it. Only this class changes it.
     """
 
     def __init__(self, graft_timeout_s: float) -> None:
         self._graft_timeout_s = graft_timeout_s
-        self._gaps: dict[StreamKey, list[Gap]] = {}
+        self.by_stream: dict[StreamKey, list[Gap]] = {}
         self._heap: list[tuple[float, int, Gap]] = []
         self._order = 0
         self._announced: dict[NodeId, int] = {}
         self._from_digest: dict[NodeId, int] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._gaps)
-
     def __len__(self) -> int:
         """Return the number of ranges."""
-        return sum(len(gaps) for gaps in self._gaps.values())
+        return sum(len(gaps) for gaps in self.by_stream.values())
 
     def gaps(self, key: StreamKey) -> list[Gap]:
         """The gaps of one stream, ascending."""
-        return list(self._gaps.get(key, ()))
+        return list(self.by_stream.get(key, ()))
 
     def asked(self) -> int:
         """How many ranges wait for an answer, or for another try."""
-        return sum(1 for gaps in self._gaps.values() for gap in gaps if not gap.patient)
+        return sum(1 for gaps in self.by_stream.values() for gap in gaps if not gap.patient)
 
     def announced_ids(self, peer: NodeId) -> int:
         """How many ids `peer` has announced that have not come."""
@@ -100,7 +100,7 @@ class Missing:
     def without(self, key: StreamKey, first: int, last: int) -> list[Range]:
         """What of first .. last is in no gap."""
         out: list[Range] = []
-        for gap in self._gaps.get(key, ()):
+        for gap in self.by_stream.get(key, ()):
             if gap.last < first:
                 continue
             if gap.first > last:
@@ -127,9 +127,9 @@ class Missing:
             left = min(left, ANNOUNCED_IDS_MAX - self._announced.get(peer, 0))
             if left <= 0:
                 return False
-        gaps = self._gaps.get(key)
+        gaps = self.by_stream.get(key)
         if gaps is None:
-            gaps = self._gaps[key] = []
+            gaps = self.by_stream[key] = []
         at = bisect_left(gaps, first, key=_last_of)
         while first <= last and left > 0:
             gap = gaps[at] if at < len(gaps) else None
@@ -159,7 +159,7 @@ class Missing:
 
     def since(self, key: StreamKey, seq: int) -> float | None:
         """When `seq`, which is missing, was first announced; None when it is not missing."""
-        gaps = self._gaps.get(key)
+        gaps = self.by_stream.get(key)
         if gaps is None:
             return None
         at = bisect_left(gaps, seq, key=_last_of)
@@ -167,7 +167,7 @@ class Missing:
 
     def first_announcer(self, key: StreamKey, seq: int) -> NodeId | None:
         """Who announced `seq`, which is missing, before all others; not out of a digest."""
-        gaps = self._gaps.get(key)
+        gaps = self.by_stream.get(key)
         if gaps is None:
             return None
         at = bisect_left(gaps, seq, key=_last_of)
@@ -178,7 +178,7 @@ class Missing:
 
     def fill(self, key: StreamKey, first: int, last: int) -> tuple[NodeId, ...]:
         """first .. last has come. Returns who had announced all of it."""
-        gaps = self._gaps.get(key)
+        gaps = self.by_stream.get(key)
         if gaps is None:
             return ()
         low = bisect_left(gaps, first, key=_last_of)
@@ -206,7 +206,7 @@ class Missing:
             self._close(gap)
         del gaps[low:high]
         if not gaps:
-            del self._gaps[key]
+            del self.by_stream[key]
         return tuple(common) if common is not None and covered == last - first + 1 else ()
 
     def ask(self, gap: Gap, peer: NodeId) -> None:
@@ -238,7 +238,7 @@ class Missing:
 
     def link_down(self, peer: NodeId, now: float) -> None:
         """`peer` can be asked no more; what it was asked for is due at once."""
-        for gaps in self._gaps.values():
+        for gaps in self.by_stream.values():
             for gap in gaps:
                 if peer in gap.announcers:
                     self._lose(gap, peer, now)
@@ -247,15 +247,15 @@ class Missing:
 
     def drop(self, gap: Gap) -> None:
         """Nobody served it: forget it. A digest brings it back."""
-        gaps = self._gaps[gap.key]
+        gaps = self.by_stream[gap.key]
         gaps.remove(gap)
         if not gaps:
-            del self._gaps[gap.key]
+            del self.by_stream[gap.key]
         self._close(gap)
 
     def forget(self, key: StreamKey) -> None:
         """The epoch is over."""
-        for gap in self._gaps.pop(key, ()):
+        for gap in self.by_stream.pop(key, ()):
             self._close(gap)
 
     # --- time -----------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ class Missing:
 
     def _cut(self, key: StreamKey, first: int, last: int, peer: NodeId) -> list[Gap]:
         """The gaps inside first .. last that `peer` announced, cut at the range's ends."""
-        gaps = self._gaps.get(key)
+        gaps = self.by_stream.get(key)
         if gaps is None:
             return []
         at = bisect_left(gaps, first, key=_last_of)

@@ -472,7 +472,7 @@ class Plumtree:
                 origin = stream.origin
                 effects.append(Deliver(bundle, message.hop, link.peer))
                 ahead: tuple[NodeId, float] | None = None
-                if link is origin.parent and self._missing:
+                if link is origin.parent and self._missing.by_stream:
                     since = self._missing.since(stream.key, bundle.first)
                     self._note_lag(link, since, now)
                     first = self._missing.first_announcer(stream.key, bundle.first)
@@ -613,7 +613,7 @@ class Plumtree:
         if stream.claimed:
             stream.claimed.remove(bundle.first, bundle.last)
         known = 0
-        if self._missing:
+        if self._missing.by_stream:
             for peer in self._missing.fill(stream.key, bundle.first, bundle.last):
                 known |= self._links[peer].bit
         if stream.origin.heard_at is inf:
@@ -987,7 +987,7 @@ class Plumtree:
                 if not self._missing.announce(key, run, link.peer, hop=entry.hop, due=due, now=now):
                     self._clip(link, now)
                     break
-        if self._missing:
+        if self._missing.by_stream:
             self._fire_grafts(now, effects)
         return effects
 
@@ -1233,7 +1233,7 @@ class Plumtree:
             # It does not push, so it is no parent, and another may be asked at once.
             origin.parent = None
             origin.promoted_at = -inf
-        if self._missing:
+        if self._missing.by_stream:
             self._fire_grafts(now, effects)
         if link.backlog:
             self._continue_backlog(link, now, effects)
@@ -1505,7 +1505,7 @@ class Plumtree:
             deadline = self._owed_at
         if self._sync_at is not None and self._sync_at < deadline:
             deadline = self._sync_at
-        if self._missing:
+        if self._missing.by_stream:
             due = self._missing.next_deadline()
             if due is not None and due < deadline:
                 deadline = due
@@ -1520,7 +1520,7 @@ class Plumtree:
             self._flush_owed(effects)
         if self._greeting_ends_at <= now:
             self._end_greeting(now, effects)
-        if self._missing:
+        if self._missing.by_stream:
             self._fire_grafts(now, effects)
         for link in self._links.values():
             if link.backlog:

@@ -108,7 +108,7 @@ class Seeds:
         self._referrals = 0
         # No retry before; what `add` asks for waits for nothing.
         self._next_dial_at = float("-inf")
-        self._wake_at: float | None = None
+        self.wake_at: float | None = None
 
     # --- inputs ---------------------------------------------------------------------------------
 
@@ -241,25 +241,25 @@ class Seeds:
 
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""
-        return self._wake_at
+        return self.wake_at
 
     def advance(self, now: float) -> list[DialSeed]:
         """Dial what is due for the longest time; one dial a second."""
-        if self._wake_at is None or self._wake_at > now:
+        if self.wake_at is None or self.wake_at > now:
             return []
         effects = self._fire_due(now) if self._next_dial_at <= now else []
         effects += self._fire_referred(now)
         waits = [seed.due for seed in self._seeds.values() if seed.due is not None]
         waits += [dead.due for dead in self._dead.values()]
-        self._wake_at = max(min(waits), self._next_dial_at) if waits else None
+        self.wake_at = max(min(waits), self._next_dial_at) if waits else None
         if self._referred_due is not None:
             self._at(self._referred_due)
         return effects
 
     def _at(self, when: float) -> float:
         """A new deadline. What is put off keeps its old one: it fires with nothing to do."""
-        if self._wake_at is None or when < self._wake_at:
-            self._wake_at = when
+        if self.wake_at is None or when < self.wake_at:
+            self.wake_at = when
         return when
 
     # --- rules ----------------------------------------------------------------------------------

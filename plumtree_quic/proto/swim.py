@@ -204,13 +204,6 @@ class _Link:
         self.record_tokens -= 1.0
         return True
 
-    def next_look(self) -> float:
-        """When it may be time to probe, or to judge the probe: what was fresh puts that off."""
-        if self.waiting_since is not None:
-            return self.due
-        quiet_at = self.fresh_at + self.gap_s
-        return quiet_at if quiet_at > self.due else self.due
-
     def may_ping(self, now: float) -> bool:
         """Whether one more ping of this peer is within its rate."""
         earned = (now - self.ping_tokens_at) * PINGS_ANSWERED_PER_S
@@ -261,6 +254,9 @@ class Swim:
         make_fact: makes (and signs) a fact ``(subject, epoch, incarnation, state)``.
         is_monitor: whether (watcher, watched) are near enough for an accusation to count.
         choose: of so many strangers those who may be our neighbours.
+
+    Attributes:
+        wake_at: when `advance` has work, or None.
     """
 
     def __init__(
@@ -313,7 +309,7 @@ class Swim:
         self._refute_tokens_at = 0.0
         self._refute_at: float | None = None
         self._expire_at: float | None = None
-        self._wake_at: float | None = None
+        self.wake_at: float | None = None
         self._left = False
 
     # --- inputs ---------------------------------------------------------------------------------
@@ -486,8 +482,8 @@ class Swim:
         self.counters.late_ms += round(seconds * 1000)
         if self.health.stalled(seconds, now):
             self._excuse(now)
-        if self._wake_at is not None:
-            self._wake_at = max(self._wake_at, now)
+        if self.wake_at is not None:
+            self.wake_at = max(self.wake_at, now)
         for link in self._links.values():
             if link.waiting_since is not None:
                 link.waiting_since += seconds
@@ -550,14 +546,14 @@ class Swim:
 
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""
-        return self._wake_at
+        return self.wake_at
 
     def advance(self, now: float) -> list[Effect]:
         """Do what is due at `now`."""
-        if self._wake_at is None or self._wake_at > now:
+        if self.wake_at is None or self.wake_at > now:
             return []
-        if now - self._wake_at > LATE_S:
-            self.late(now - self._wake_at, now)
+        if now - self.wake_at > LATE_S:
+            self.late(now - self.wake_at, now)
         effects: list[Effect] = []
         if not self._left:
             for link in self._links.values():
@@ -580,15 +576,15 @@ class Swim:
             if self._expire_at is not None and self._expire_at <= now:
                 self._fire_expire(now)
         effects += self._flush(now)
-        self._wake_at = self._next_wake()
+        self.wake_at = self._next_wake()
         return effects
 
     # --- deadlines ------------------------------------------------------------------------------
 
     def _at(self, when: float) -> float:
         """A new deadline. One that is put off keeps its old wake-up, which then finds nothing."""
-        if self._wake_at is None or when < self._wake_at:
-            self._wake_at = when
+        if self.wake_at is None or when < self.wake_at:
+            self.wake_at = when
         return when
 
     def _next_wake(self) -> float | None:
@@ -599,7 +595,10 @@ class Swim:
             if link.asked:
                 waits.append(min(link.asked.values()))
             if not self._left:
-                waits.append(link.next_look())
+                # What was fresh puts the next look off.
+                quiet_at = link.fresh_at + link.gap_s
+                looks = link.waiting_since is not None or quiet_at <= link.due
+                waits.append(link.due if looks else quiet_at)
                 if link.compare_by is not None:
                     waits.append(link.compare_by)
         if not self._left:

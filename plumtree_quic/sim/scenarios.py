@@ -139,7 +139,9 @@ def stable(run: Run) -> Outcome:
         redundancy.append((number + 1, story.copies / needed - 1))
         if number >= WARM_UP:
             lasts.append(max(story.latencies, default=0.0))
-    cluster.run(5.0)
+    # Long enough for the last one's announcements; longer only when something is missing.
+    cluster.run(1.0)
+    cluster.run(4.0, cluster.settled, look_s=1.0)
     flood = Graph.of(cluster).flood(host.name)
     report = cluster.report(since)
     out.curves["redundancy of each message"] = redundancy

@@ -217,6 +217,11 @@ def test_a_varint_takes_as_few_bytes_as_rfc_9000_allows(value, size):
     assert read(frames((credit,))) == (credit,)
 
 
+def test_a_varint_is_never_negative():
+    with pytest.raises(OverflowError):
+        wire.varint(-1)
+
+
 @pytest.mark.parametrize("cut", range(1, 8))
 def test_a_number_that_ends_early_is_refused(cut):
     with pytest.raises(WireError, match="inside a number"):
