@@ -350,21 +350,12 @@ class Core:
         when = None if self.leaving else self._seeds.wake_at
         if when is not None and (deadline is None or when < deadline):
             deadline = when
-        if self._has_rare():
+        rare = self._unwanted or self._turned_away or self._parked or self._held
+        if rare or self._expecting_until is not None:
             when = self._next_rare()
             if when is not None and (deadline is None or when < deadline):
                 deadline = when
         return deadline
-
-    def _has_rare(self) -> bool:
-        """Whether anything waits that hardly ever does."""
-        return bool(
-            self._unwanted
-            or self._turned_away
-            or self._parked
-            or self._held
-            or self._expecting_until is not None
-        )
 
     def _next_rare(self) -> float | None:
         waits = (
@@ -387,13 +378,13 @@ class Core:
             effects += self._settle(self._overlay.advance(now), now)
         if _due(self._seeds.wake_at, now) and not self.leaving:
             effects += self._seeds.advance(now)
-        if self._has_rare():
-            effects += self._fire_unwanted(now)
-            effects += self._fire_turned_away(now)
-            if _due(self._hold_until, now):
-                effects += self._release_hold(now)
-            if self._expecting_until is not None:
-                effects += self._look_at_expected(self._expecting_until, now)
+        effects += self._fire_unwanted(now)
+        effects += self._fire_turned_away(now)
+        if _due(self._hold_until, now):
+            effects += self._release_hold(now)
+        if self._expecting_until is not None:
+            effects += self._look_at_expected(self._expecting_until, now)
+        if self._parked:
             self._fire_parked(now)
         return effects + self._make_room(now)
 
@@ -587,6 +578,8 @@ class Core:
     def _make_room(self, now: float) -> list[Effect]:
         """More links than there may be: let go what we do not need, then what only others want."""
         effects: list[Effect] = []
+        if len(self._links) <= self._overlay.links_max:
+            return effects
         while len(self._links) - len(self._unwanted) > self._overlay.links_max:
             shed = self._overlay.shed()
             if shed:

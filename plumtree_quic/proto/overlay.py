@@ -127,6 +127,9 @@ class Overlay:
             mesh and, when set, the most links; max_lazy_peers the most links beside eager_fanout;
             zone: our own.
         directory: members that are known from the start.
+
+    Attributes:
+        links_max: above so many links, those that only the other end wants are turned away.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class Overlay:
                 ring.everybody, ring.shared = shared.copy(), dict.fromkeys(shared)
         self._mesh = True
         self._mesh_max = config.max_peers or MESH_MEMBERS_MAX
+        self.links_max = max(LINKS_PER_PLACE_MAX * (2 * count + 2), 2 * self._mesh_max)
         bounds = [2 * count + 2]
         if config.max_peers is not None:
             bounds.append(config.max_peers)
@@ -312,11 +316,6 @@ class Overlay:
     def is_fit(self, peer: NodeId) -> bool:
         """Whether nothing speaks against a link to this member."""
         return peer not in self._suspects and peer not in self._failed
-
-    @property
-    def links_max(self) -> int:
-        """Above so many links, those that only the other end wants are turned away."""
-        return max(LINKS_PER_PLACE_MAX * (2 * len(self._rings) + 2), 2 * self._mesh_max)
 
     def is_up(self) -> bool:
         """Whether all links that we want and can have are there."""

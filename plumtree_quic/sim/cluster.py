@@ -621,8 +621,9 @@ class Host:
 
     def watch(self) -> None:
         """Check what must hold at any time."""
-        if self.state_of(self.name) not in (MemberState.ALIVE, MemberState.LEFT):
-            raise Violation(f"S4: {self.name} holds itself for {self.state_of(self.name)!r}")
+        own = self.core.table.state_of(self.core.key)
+        if own not in (MemberState.ALIVE, MemberState.LEFT):
+            raise Violation(f"S4: {self.name} holds itself for {own!r}")
         for strike in self.strikes:
             if strike.peer not in self.cluster.liars:
                 raise Violation(f"{self.name} strikes an honest peer: {strike}")

@@ -16,7 +16,7 @@ import attrs
 
 from plumtree_quic import wire
 from plumtree_quic.ids import NodeId
-from plumtree_quic.messages import LANE_OF, Ack, Digest, IHave, Lane, Message, Ping
+from plumtree_quic.messages import LANE_OF, Ack, Digest, Lane, Message, Ping
 from plumtree_quic.sim.faults import CALM, Weather
 
 __all__ = ["IDLE_S", "End", "Link", "Network", "Port", "Time"]
@@ -582,10 +582,13 @@ class Network:
 
     def decode(self, decoder: wire.LinkDecoder, lane: Lane, body: bytes) -> Message:
         """Decode a frame. One that is the same on every link is decoded once for all."""
+        if lane is Lane.IHAVE:
+            # Origins have other numbers on other links.
+            return decoder.decode(lane, body)
         message = self._decoded.get(body)
         if message is None:
             message = decoder.decode(lane, body)
-            if len(body) <= DECODED_BYTES_MAX and not isinstance(message, IHave | Digest):
+            if len(body) <= DECODED_BYTES_MAX and not isinstance(message, Digest):
                 if len(self._decoded) >= DECODED_MAX:
                     self._decoded.clear()
                 self._decoded[body] = message

@@ -44,6 +44,7 @@ from plumtree_quic.sim.network import End
 __all__ = ["Detection", "Journal", "Life", "Report", "Story", "Violation"]
 
 TOLD_SLACK_S = 0.001
+UNHASHED_MAX = 10_000
 _BUNDLES = (Gossip, Repair)
 _MEMBER_FACTS = (MemberJoined, MemberUpdated, MemberSuspected, MemberFailed, MemberLeft)
 
@@ -154,6 +155,8 @@ class Journal:
         self._published: list[Story] = []
         self._streams: dict[tuple[MemberKey, int], dict[int, int]] = {}
         self._hash = hashlib.blake2b(digest_size=16)
+        # What of the trace has yet to be hashed: many small pieces take longer than a large one.
+        self._unhashed: list[bytes] = []
         self.frames = 0
         self.counts: Counter[str] = Counter()
         self.facts: list[tuple[float, Life, Effect]] = []
@@ -172,7 +175,10 @@ class Journal:
         """A frame or a datagram arrives."""
         self.frames += 1
         head = pack("!dbI", now, -1 if lane is None else lane, len(body))
-        self._hash.update(b"".join((head, source.mark, target.mark, body)))
+        unhashed = self._unhashed
+        unhashed += (head, source.mark, target.mark, body)
+        if len(unhashed) > UNHASHED_MAX:
+            self._hash_all()
 
     def on_received(self, end: End, message: Message) -> None:
         """A node is told something on a link."""
@@ -233,7 +239,7 @@ class Journal:
         life.due.append((now + self._interval_s, index, links))
         item.hop = max(item.hop, effect.hop)
         item.latencies.append(now - item.at)
-        self._hash.update(pack("!dIB", now, index, effect.hop))
+        self._unhashed.append(pack("!dIB", now, index, effect.hop))
         if self.tell is not None:
             self.tell(
                 f"{now:.6f} {life.name} has {_show(item)} by {effect.peer.name}, "
@@ -247,7 +253,7 @@ class Journal:
             self.tell(f"{now:.6f} {life.name} {describe(effect)}")
         if isinstance(effect, _MEMBER_FACTS):
             self.facts.append((now, life, effect))
-            self._hash.update(f"{now:.9f} {life.name} {effect!r}".encode())
+            self._unhashed.append(f"{now:.9f} {life.name} {effect!r}".encode())
 
     def check_told(self, life: Life, now: float) -> None:
         """What was delivered to `life` an interval ago: each link must have been told."""
@@ -352,8 +358,13 @@ class Journal:
             trace=self.trace(),
         )
 
+    def _hash_all(self) -> None:
+        self._hash.update(b"".join(self._unhashed))
+        self._unhashed.clear()
+
     def trace(self) -> str:
         """A hash over everything that happened, in order: equal seeds give equal ones."""
+        self._hash_all()
         return self._hash.hexdigest()
 
     def _detection(self, at: float, crashed: Life) -> Detection:
