@@ -8,7 +8,6 @@ The driver in node.py and the simulator feed the same object and perform the sam
 is handed in has been decoded, and its signatures checked, before it gets here.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
@@ -101,7 +100,7 @@ class _LinkState:
     wanted_by_peer: bool
     dialled: str | None = None
     unwanted_since: float | None = None
-    parked: deque[tuple[float, Gossip | Repair]] = attrs.field(factory=deque)
+    parked: list[tuple[float, Gossip | Repair]] = attrs.field(factory=list)
     parked_bytes: int = 0
 
 
@@ -660,7 +659,7 @@ class Core:
 
     def _release(self, peer: NodeId, link: _LinkState, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        waiting: deque[tuple[float, Gossip | Repair]] = deque()
+        waiting: list[tuple[float, Gossip | Repair]] = []
         for deadline, message in link.parked:
             if self.table.node_id_of(message.bundle.origin) is None:
                 waiting.append((deadline, message))
@@ -681,7 +680,7 @@ class Core:
         for peer in tuple(self._parked):
             link = self._links[peer]
             while link.parked and link.parked[0][0] <= now:
-                _, message = link.parked.popleft()
+                _, message = link.parked.pop(0)
                 link.parked_bytes -= len(message.bundle.raw)
                 self.parked_expired += 1
             if not link.parked:

@@ -20,7 +20,6 @@ Whom to link with is the overlay's matter (overlay.py), what a row is worth the 
 (members.py). Nothing here knows of broadcasts.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
@@ -182,7 +181,7 @@ class _Link:
     asked_others: bool = False
     deaf: bool = False
     failed: bool = False
-    nonces: deque[bytes] = attrs.field(factory=lambda: deque(maxlen=NONCES_MAX))
+    nonces: list[bytes] = attrs.field(factory=list)
     queue: dict[MemberKey, bool] = attrs.field(factory=dict)
     asked: dict[MemberKey, float] = attrs.field(factory=dict)
     joining: bool = False
@@ -721,6 +720,7 @@ class Swim:
     def _ping(self, link: _Link) -> SendDatagram:
         nonce = self._rng.randbytes(8)
         link.nonces.append(nonce)
+        del link.nonces[:-NONCES_MAX]
         self.counters.pings_sent += 1
         facts = self._riding.take(self.table.alive_count(), link.key)
         return SendDatagram(link.peer, Ping(nonce, facts))

@@ -10,7 +10,7 @@ Everything else that is refused (unknown, expired, revoked, from the future) is 
 strike: honest peers differ by a second.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -174,7 +174,7 @@ class _Waiting:
 
 @attrs.define
 class _Link:
-    waiting: deque[_Waiting] = attrs.field(factory=deque)
+    waiting: list[_Waiting] = attrs.field(factory=list)
     waiting_bytes: int = 0
     asked: dict[bytes, float] = attrs.field(factory=dict)
     tokens: float = SERVED_BURST
@@ -282,7 +282,7 @@ class Gate:
         for peer in tuple(self._waiting):
             link = self._links[peer]
             while link.waiting and link.waiting[0].until <= now:
-                link.waiting_bytes -= link.waiting.popleft().size
+                link.waiting_bytes -= link.waiting.pop(0).size
                 self.counters.gate_wait_expired += 1
             if not link.waiting:
                 del self._waiting[peer]
@@ -450,7 +450,7 @@ class Gate:
                 self.counters.gate_certificates_refused += 1
         if not learnt:
             return
-        waiting, link.waiting = link.waiting, deque()
+        waiting, link.waiting = link.waiting, []
         link.waiting_bytes = 0
         self._waiting.pop(peer, None)
         for entry in waiting:

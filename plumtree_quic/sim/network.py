@@ -125,11 +125,11 @@ class Port(Protocol):
 class _Lane:
     """One lane in one direction, seen from above. Bytes count from the link's beginning.
 
-    queue: waits for credit or bandwidth. flight: (arrival, body), in order.
+    queue: waits for credit or bandwidth, once anything had to. flight: (arrival, body), in order.
     """
 
     lane: Lane
-    queue: deque[bytes] = attrs.field(factory=deque)
+    queue: deque[bytes] | None = None
     queued: int = 0
     sent: int = 0
     flight: deque[tuple[float, bytes]] = attrs.field(factory=deque)
@@ -248,6 +248,8 @@ class End:
         ):
             self._leave(lane, body)
             return
+        if lane.queue is None:
+            lane.queue = deque()
         lane.queue.append(body)
         lane.queued += len(body) + FRAME_OVERHEAD_BYTES
         self._waiting += 1
