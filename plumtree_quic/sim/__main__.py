@@ -63,12 +63,21 @@ def weather_a_storm(seed: int) -> Outcome:
         lane_window=rng.choice((139_264, config.lane_window)),
         sync=SyncConfig(sync_interval=5.0, max_batch_size=rng.choice((2, 100))),
     )
-    cluster = Cluster(config=config, weather=draw_weather(rng), seed=seed)
+    weather, zones = draw_weather(rng), rng.choice((1, 1, 2, 3))
+    if zones > 1:
+        weather = attrs.evolve(weather, border_s=rng.choice((0.0, 0.05)))
+    cluster = Cluster(
+        config=config,
+        weather=weather,
+        seed=seed,
+        zone_of=None if zones == 1 else lambda name: f"zone{int(name[1:]) % zones}",
+    )
     seconds = rng.uniform(*STORM_S)
     rate = min(rng.choice((0.5, 5.0, 50.0)), DELIVERIES_MAX / (seconds * nodes))
     size = rng.choice((16, 1_000, 8_000))
     options = (
-        f"{nodes} nodes, {preset}, max_eager_peers {config.max_eager_peers}, batches of "
+        f"{nodes} nodes in {zones} zones, {preset}, "
+        f"max_eager_peers {config.max_eager_peers}, batches of "
         f"{config.ihave_batch_size}, window {config.lane_window}, {seconds:.0f} s, {rate:g}/s of "
         f"{size} bytes, {cluster.weather}"
     )

@@ -2,6 +2,7 @@
 protocol lives here, only what node and driver would do with the core's effects.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
@@ -48,7 +49,7 @@ from plumtree_quic.security.keyring import Verdict
 from plumtree_quic.security.signatures import Kind, fact_kind
 from plumtree_quic.sim.faults import CALM, Blow, Storm, Weather
 from plumtree_quic.sim.keys import Authority, SimKey, SimRing
-from plumtree_quic.sim.network import End, Network, Time
+from plumtree_quic.sim.network import IDLE_S, End, Network, Time
 from plumtree_quic.sim.network import Link as NetLink
 from plumtree_quic.sim.report import Journal, Life, Report, Violation
 
@@ -119,10 +120,13 @@ class Host:
         self._fired = 0
         self._fired_at = 0.0
         self._paused_until = 0.0
+        # What our timers' clock lacks, by how much our wall clock is wrong, and how slow we are.
+        self._slept_s = self._clock_ahead_s = 0.0
+        self._slow_s = self._slow_until = 0.0
         self._checking = False
         self._rng = Random(f"{cluster.seed} {name} {epoch}")
         self.key = cluster.authority.issue(self.id)
-        self.ring = SimRing(cluster.authority, self.key, cluster.wall_ms)
+        self.ring = SimRing(cluster.authority, self.key, self.wall_ms)
         self.gate = Gate(
             self.ring,
             seen=lambda bundle: self.core.has_seen(bundle),  # noqa: PLW0108 - made below
@@ -138,7 +142,7 @@ class Host:
             Random(f"{self.cluster.seed} core {self.name} {self.epoch}"),
             make_record=self._make_record,
             make_fact=self._make_fact,
-            wall_ms=self.cluster.wall_ms,
+            wall_ms=self.wall_ms,
             directory=directory,
         )
 
@@ -156,11 +160,11 @@ class Host:
             incarnation=incarnation,
             addresses=(_address(self.place),),
             zone=self.config.zone,
-            valid_until=cluster.wall_ms() + RECORD_VALID_MS,
+            valid_until=self.wall_ms() + RECORD_VALID_MS,
             chain=key.chain,
             algorithm=key.algorithm,
             key_id=key.key_id,
-            signed_at=cluster.wall_ms(),
+            signed_at=self.wall_ms(),
             sign=key.sign(Kind.RECORD),
         )
 
@@ -176,7 +180,7 @@ class Host:
             signer=member_key(self.id),
             algorithm=key.algorithm,
             key_id=key.key_id,
-            signed_at=self.cluster.wall_ms(),
+            signed_at=self.wall_ms(),
             sign=key.sign(fact_kind(state)),
         )
 
@@ -194,13 +198,13 @@ class Host:
             zstd_bytes_min=compression.min_payload_size,
             algorithm=self.key.algorithm,
             key_id=self.key.key_id,
-            signed_at=self.cluster.wall_ms(),
+            signed_at=self.wall_ms(),
             sign=self.key.sign(Kind.BUNDLE),
         )
         self._next_seq += bundle.count
         now = self.cluster.time.now
         self.cluster.journal.on_published(self.life, bundle, self._ends, now)
-        self._input(self.core.broadcast(bundle, now))
+        self._input(self.core.broadcast(bundle, self.now()))
         self._check_later()
         return bundle
 
@@ -216,6 +220,14 @@ class Host:
             if state is MemberState.ALIVE
         )
 
+    def now(self) -> float:
+        """The clock of this node's timers: it stands still while the machine sleeps."""
+        return self.cluster.time.now - self._slept_s
+
+    def wall_ms(self) -> int:
+        """The wall clock of this node."""
+        return self.cluster.wall_ms() + int(1000 * self._clock_ahead_s)
+
     def awake(self) -> bool:
         """Whether the process lives and runs."""
         return self.alive and self.cluster.time.now >= self._paused_until
@@ -228,7 +240,7 @@ class Host:
 
     def start(self, seeds: Iterable[str], remembered: Iterable[Record] = ()) -> None:
         """Begin, and dial the seeds; remembered: whom a former life knew."""
-        now = self.cluster.time.now
+        now = self.now()
         self._input(self.core.start(now))
         peers = [(record.node_id, record.addresses) for record in remembered]
         self._input(self.core.remember(peers, now))
@@ -236,7 +248,7 @@ class Host:
 
     def frame(self, end: End, message: Message) -> None:
         """A frame arrived."""
-        now = self.cluster.time.now
+        now = self.now()
         if isinstance(message, Wanted):
             end.wanted_by_peer = message.wanted
             self._admit(end, message, now)
@@ -247,13 +259,17 @@ class Host:
             self._admit(end, message, now)
             self._hear(end, now)
         self._arm()
+        if self._slow_s:
+            self._take_time()
 
     def datagram(self, end: End, message: Ping | Ack) -> None:
         """A datagram arrived."""
-        now = self.cluster.time.now
+        now = self.now()
         self._admit(end, message, now)
         self._hear(end, now)
         self._arm()
+        if self._slow_s:
+            self._take_time()
 
     def _admit(self, end: End, message: Message, now: float) -> None:
         if self.gate.lets_pass(message):
@@ -281,18 +297,18 @@ class Host:
 
     def fresh(self, end: End) -> None:
         """Acknowledgements advanced. That puts off what is due; the timer finds out by itself."""
-        self._hear(end, self.cluster.time.now)
+        self._hear(end, self.now())
 
     def writable(self, end: End) -> None:
         """The gossip lane has room again."""
         self._blocked.pop(end.peer, None)
         if end.peer in self._congested:
             del self._congested[end.peer]
-            self._input(self.core.drained(end.peer, self.cluster.time.now))
+            self._input(self.core.drained(end.peer, self.now()))
 
     def up(self, end: End, hello: Hello, dialled: str | None) -> None:
         """A link is greeted."""
-        now = self.cluster.time.now
+        now = self.now()
         hello, verdict = self.gate.check_hello(self.id, hello, now)
         if verdict is not Verdict.GOOD:
             self.refusals.append((end.peer, Refusal("hello", verdict, hello.record.key_id)))
@@ -301,10 +317,10 @@ class Host:
         self.gate.link_up(end.peer, now)
         self.links[end.peer] = end
         self._ends = tuple(self.links.values())
-        self.cluster.links_changed_at = now
+        self.cluster.links_changed_at = self.cluster.time.now
         end.wanted_by_peer = hello.wanted
         if self.life.linked_at is None:
-            self.life.linked_at = now
+            self.life.linked_at = self.cluster.time.now
         self._input(self.core.link_up(end.peer, hello, now, dialled))
         self._note_links()
 
@@ -319,7 +335,7 @@ class Host:
         self._blocked.pop(peer, None)
         self._congested.pop(peer, None)
         self.gate.link_down(peer)
-        self._input(self.core.link_down(peer, self.cluster.time.now))
+        self._input(self.core.link_down(peer, self.now()))
         if peer in self._wanted:
             if reason == OVERLOADED:
                 wait = self._back_off(peer)
@@ -336,7 +352,7 @@ class Host:
 
     def leave(self) -> None:
         """Say goodbye, then close all links and end."""
-        self._input(self.core.leave(self.cluster.time.now))
+        self._input(self.core.leave(self.now()))
         self.cluster.time.after(LEAVE_S, self._stop)
 
     def _stop(self) -> None:
@@ -357,8 +373,44 @@ class Host:
         if not self.awake():
             return
         if now - since > SHORTEST_PAUSE_S:
-            self.core.late(now - since, now)
+            self.core.late(now - since, self.now())
         self._arm()
+
+    def suspend(self, seconds: float) -> None:
+        """The machine sleeps: for so long nothing runs, and our timers' clock stands still."""
+        time = self.cluster.time
+        self._paused_until = max(self._paused_until, time.now + seconds)
+        time.at(self._paused_until, self._wake, seconds)
+
+    def _wake(self, seconds: float) -> None:
+        if not self.alive:
+            return
+        self._slept_s += seconds
+        self.life.due = deque((at + seconds, index, to) for at, index, to in self.life.due)
+        self.core.slept(seconds, self.now())
+        if seconds >= IDLE_S:
+            # As the driver: the other ends have given these links up.
+            for end in tuple(self.links.values()):
+                self._relink(end.peer)
+        self._arm()
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Somebody sets the wall clock, so far ahead of (or below 0: behind) that of the others."""
+        step_s = ahead_s - self._clock_ahead_s
+        self._clock_ahead_s = ahead_s
+        self.core.slept(abs(step_s), self.now())
+        self._arm()
+
+    def slow_down(self, frame_s: float, seconds: float) -> None:
+        """For so long, each frame and each timer takes `frame_s`, in which nothing else runs."""
+        self._slow_s, self._slow_until = frame_s, self.cluster.time.now + seconds
+
+    def _take_time(self) -> None:
+        now = self.cluster.time.now
+        if now >= self._slow_until:
+            self._slow_s = 0.0
+            return
+        self._paused_until = max(self._paused_until, now + self._slow_s)
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -368,6 +420,9 @@ class Host:
         if waiting is not None and (deadline is None or waiting < deadline):
             deadline = waiting
         timer = self._timer
+        if deadline is not None and self._slept_s:
+            # Rounding must not call it before its time.
+            deadline += self._slept_s + 1e-9
         if deadline is None or (timer is not None and deadline >= timer):
             return
         time = self.cluster.time
@@ -393,8 +448,11 @@ class Host:
         self._fired_at = now
         if self._fired > TURNS_AT_ONCE_MAX:
             raise Violation(f"{self.name} is due again and again at {now:.6f}: time stands still")
+        now = self.now()
         self.gate.advance(now)
         self._input(self.core.advance(now))
+        if self._slow_s:
+            self._take_time()
 
     def _arm_if_alive(self) -> None:
         if self.alive:
@@ -417,12 +475,15 @@ class Host:
         self._checking = False
         if not self.alive:
             return
-        if self.awake():
-            self.cluster.journal.check_told(self.life, self.cluster.time.now)
-            self._check_later()
-        else:
+        now = self.cluster.time.now
+        # Who is slow is late; once it is not any more, all that waits is done.
+        ready_at = max(self._paused_until, self._slow_until)
+        if now < ready_at:
             self._checking = True
-            self.cluster.time.at(self._paused_until + 0.1, self._check)
+            self.cluster.time.at(ready_at + 0.1, self._check)
+        else:
+            self.cluster.journal.check_told(self.life, now)
+            self._check_later()
 
     # --- effects --------------------------------------------------------------------------------
 
@@ -516,7 +577,7 @@ class Host:
             return
         del self._blocked[peer]
         self._congested[peer] = None
-        self._input(self.core.congested(peer, now))
+        self._input(self.core.congested(peer, self.now()))
 
     # --- links ----------------------------------------------------------------------------------
 
@@ -572,7 +633,7 @@ class Host:
         if reached or not self.alive or peer not in self._wanted:
             return
         self.cluster.time.after(self._back_off(peer), self._dial, peer)
-        self._input(self.core.unreachable(peer, self.cluster.time.now))
+        self._input(self.core.unreachable(peer, self.now()))
 
     def _back_off(self, peer: NodeId) -> float:
         self._wanted[peer] += 1
@@ -589,7 +650,7 @@ class Host:
         ]
         if not places:
             # A name of members whom we know: it has answered.
-            self.core.seed_answered(address, self.cluster.time.now)
+            self.core.seed_answered(address, self.now())
         failed: list[str] = []
 
         def dialled(reached: bool, place: str) -> None:
@@ -597,7 +658,7 @@ class Host:
                 return
             failed.append(place)
             if len(failed) == len(places):
-                self._input(self.core.seed_failed(address, self.cluster.time.now))
+                self._input(self.core.seed_failed(address, self.now()))
 
         for place in places:
             self.cluster.dial(self, place, address, partial(dialled, place=place))
@@ -906,6 +967,8 @@ class Cluster:
             self.time.after(blow.at, self._suffer, blow)
 
     def _suffer(self, blow: Blow) -> None:
+        if self.journal.tell is not None:
+            self.journal.tell(f"{self.time.now:.6f} {blow}")
         match blow.kind:
             case "break" | "silent_break":
                 self.break_link(*blow.names, silent=blow.kind == "silent_break")
@@ -920,6 +983,18 @@ class Cluster:
                 host = self.hosts.get(blow.names[0])
                 if host is not None and host.awake():
                     host.pause(blow.seconds)
+            case "suspend":
+                host = self.hosts.get(blow.names[0])
+                if host is not None and host.awake():
+                    host.suspend(blow.seconds)
+            case "slow":
+                host = self.hosts.get(blow.names[0])
+                if host is not None and host.alive:
+                    host.slow_down(blow.by_s, blow.seconds)
+            case "clock":
+                host = self.hosts.get(blow.names[0])
+                if host is not None and host.awake():
+                    host.set_clock(blow.by_s)
             case "cut":
                 self.cut(*blow.names)
                 self.time.after(blow.seconds, self.mend, *blow.names)

@@ -41,7 +41,18 @@ WIDE = Weather(latency_s=(0.01, 0.12), jitter_s=0.005)
 """Nodes on several continents."""
 
 
-Kind = Literal["break", "silent_break", "crash", "pause", "cut", "partition", "weather"]
+Kind = Literal[
+    "break",
+    "silent_break",
+    "crash",
+    "pause",
+    "suspend",
+    "slow",
+    "clock",
+    "cut",
+    "partition",
+    "weather",
+]
 
 
 @attrs.frozen
@@ -49,13 +60,16 @@ class Blow:
     """One thing that goes wrong, `at` so many seconds after the storm's begin.
 
     names: whom it hits; of a cut, from whom to whom; of a partition one side. seconds: how long a
-    pause, cut or partition lasts, or until a crashed node is started again (0: never).
+    pause, a sleep of the machine, slowness, a cut or a partition lasts, or until a crashed node is
+    started again (0: never). by_s: of a slow node how long each frame takes, of a wall clock how
+    far it is ahead from then on.
     """
 
     at: float
     kind: Kind
     names: tuple[str, ...] = ()
     seconds: float = 0.0
+    by_s: float = 0.0
     weather: Weather | None = None
 
 
@@ -86,7 +100,16 @@ class Storm:
         return cls(seconds, tuple(sorted(blows, key=lambda blow: blow.at)))
 
 
-_OF_NODES: tuple[Kind, ...] = ("break", "silent_break", "crash", "pause", "cut")
+_OF_NODES: tuple[Kind, ...] = (
+    "break",
+    "silent_break",
+    "crash",
+    "pause",
+    "suspend",
+    "slow",
+    "clock",
+    "cut",
+)
 _OF_ALL: tuple[Kind, ...] = ("partition", "weather")
 
 
@@ -101,6 +124,14 @@ def _draw_blow(rng: Random, at: float, kind: Kind, names: tuple[str, ...]) -> Bl
             return Blow(at, kind, (rng.choice(names),), again)
         case "pause":
             return Blow(at, kind, (rng.choice(names),), rng.choice((0.2, 1.0, 3.0, 20.0)))
+        case "suspend":
+            return Blow(at, kind, (rng.choice(names),), rng.choice((0.6, 3.0, 10.0, 40.0)))
+        case "slow":
+            frame_s = rng.choice((0.001, 0.01, 0.05))
+            return Blow(at, kind, (rng.choice(names),), rng.uniform(1.0, 20.0), by_s=frame_s)
+        case "clock":
+            # Signatures allow for a minute between any two clocks.
+            return Blow(at, kind, (rng.choice(names),), by_s=rng.choice((-29, -5, -2, 0, 2, 29)))
         case "partition":
             side = tuple(rng.sample(names, rng.randrange(1, len(names))))
             return Blow(at, kind, side, _draw_seconds(rng))

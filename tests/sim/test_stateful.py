@@ -82,6 +82,24 @@ class ClusterMachine(RuleBasedStateMachine):
         if host.awake():
             host.pause(seconds)
 
+    @rule(number=which, seconds=st.sampled_from([0.6, 5.0, 20.0]))
+    def suspend(self, number, seconds):
+        host = self.cluster.hosts[self.pick(number)]
+        if host.awake():
+            host.suspend(seconds)
+
+    @rule(
+        number=which, frame_s=st.sampled_from([0.001, 0.05]), seconds=st.sampled_from([2.0, 20.0])
+    )
+    def slow_down(self, number, frame_s, seconds):
+        self.cluster.hosts[self.pick(number)].slow_down(frame_s, seconds)
+
+    @rule(number=which, ahead_s=st.sampled_from([-29.0, 0.0, 29.0]))
+    def set_clock(self, number, ahead_s):
+        host = self.cluster.hosts[self.pick(number)]
+        if host.awake():
+            host.set_clock(ahead_s)
+
     @rule(one=which, other=which, silent=st.booleans())
     def break_link(self, one, other, silent):
         self.cluster.break_link(self.pick(one), self.pick(other), silent=silent)
