@@ -249,15 +249,14 @@ class Host:
     def frame(self, end: End, message: Message) -> None:
         """A frame arrived."""
         now = self.now()
-        if isinstance(message, Wanted):
-            end.wanted_by_peer = message.wanted
-            self._admit(end, message, now)
-            self._hear(end, now)
+        wanted = message if isinstance(message, Wanted) else None
+        if wanted is not None:
+            end.wanted_by_peer = wanted.wanted
+        self._admit(end, message, now)
+        self._hear(end, now)
+        if wanted is not None:
             self._note_links()
             self._close_unwanted(end)
-        else:
-            self._admit(end, message, now)
-            self._hear(end, now)
         self._arm()
         if self._slow_s:
             self._take_time()

@@ -344,6 +344,9 @@ class End:
             message = network.decode(other._decoder, lane.lane, body)
             network.on_frame(now, self, other, lane.lane, body)
             owner.frame(other, message)
+            if flight and not owner.awake():
+                # It takes its time for each; the rest waits.
+                break
         if other.up:
             if not self._acking:
                 self._acking = True
@@ -376,8 +379,7 @@ class End:
         if self._waiting:
             self._transmit()
         gossip = self._lanes[Lane.GOSSIP]
-        starved = gossip is not None and gossip.starved
-        if gossip and starved and self.room(Lane.GOSSIP) * 2 >= self.link.window:
+        if gossip is not None and gossip.starved and 2 * self.room(Lane.GOSSIP) >= self.link.window:
             gossip.starved = False
             owner.writable(self)
         if self.up:
