@@ -71,6 +71,7 @@ from plumtree_quic.proto.effects import (
     TurnAway,
     Unlink,
 )
+from plumtree_quic.proto.paths import LossMeter, crossing_s
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.gate import Gate, Refusal, Unsigned
 from plumtree_quic.security.keyring import KeyRing, Verdict
@@ -165,6 +166,7 @@ class _Peer:
     """
 
     heard_at: float = 0.0
+    loss: LossMeter = attrs.field(factory=LossMeter)
     throttled_told_at: float = float("-inf")
 
 
@@ -663,6 +665,15 @@ class Driver:
         link = self._endpoint.link(peer)
         return link.path().rtt_s if link is not None else None
 
+    def crossing_s(self, peer: NodeId) -> float | None:
+        """What a frame takes to `peer` in the mean, in seconds, lost packets included."""
+        link = self._endpoint.link(peer)
+        if link is None:
+            return None
+        path, context = link.path(), link.context
+        loss = context.loss.share if isinstance(context, _Peer) else 0.0
+        return crossing_s(path.rtt_s, path.pto_s, loss)
+
     def link_address(self, peer: NodeId) -> str:
         """Where the link to `peer` goes, as host:port; empty without one."""
         link = self._endpoint.link(peer)
@@ -974,7 +985,8 @@ class Driver:
             return
         context.heard_at = now
         path = link.path()
-        self._perform(self.core.heard(peer, now, path.rtt_s, 3 * path.pto_s), now)
+        loss = context.loss.look(path.sent, path.lost)
+        self._perform(self.core.heard(peer, now, path.rtt_s, 3 * path.pto_s, loss), now)
 
     def _on_link_up(self, event: LinkUp, now: float) -> None:
         link, peer, hello = event.link, event.peer, event.hello

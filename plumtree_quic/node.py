@@ -138,7 +138,8 @@ class Member:
 class Peer:
     """A live link. eager: we push at least one origin to it. rtt_s: smoothed round trip.
 
-    score: larger is better, 1 / (1 + RTT in ms); it decides between equal candidates.
+    score: larger is better, 1 / (1 + ms that a frame takes there and back in the mean); the round
+    trip alone, where no packet is lost. It decides between equal candidates.
     zone: the peer's; "" when it has none, or we have no record of it yet.
     """
 
@@ -955,6 +956,7 @@ class Node:
         peers = []
         for view in driver.core.peers():
             rtt_s = driver.rtt_s(view.node_id) or 0.0
+            both_ways_s = 2 * (driver.crossing_s(view.node_id) or 0.0)
             record = driver.core.yours(view.node_id)
             peers.append(
                 Peer(
@@ -962,7 +964,7 @@ class Node:
                     driver.link_address(view.node_id),
                     view.eager,
                     rtt_s,
-                    1.0 / (1.0 + 1000.0 * rtt_s),
+                    1.0 / (1.0 + 1000.0 * both_ways_s),
                     record.zone if record is not None else "",
                 )
             )

@@ -164,7 +164,8 @@ class PathStats:
     """What the connection knows about its path.
 
     rtt_s: smoothed round trip, 0 before the first sample. pto_s: probe time-out (RFC 9002, 6.2).
-    bytes_in_flight, window_bytes: of congestion control. lost: packets declared lost so far.
+    bytes_in_flight, window_bytes: of congestion control. sent, lost: packets so far, and those of
+    them that were declared lost.
     fresh_at: when an acknowledgement last advanced, monotonic seconds; 0 before the first.
     """
 
@@ -172,6 +173,7 @@ class PathStats:
     pto_s: float
     bytes_in_flight: int
     window_bytes: int
+    sent: int
     lost: int
     fresh_at: float
 
@@ -439,6 +441,7 @@ class AioquicEngine(quic.QuicConnection):
             pto_s=loss.get_probe_timeout(),
             bytes_in_flight=loss.bytes_in_flight,
             window_bytes=loss.congestion_window,
+            sent=self._packet_number,
             lost=loss.lost,
             fresh_at=self._fresh_at,
         )

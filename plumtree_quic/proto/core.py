@@ -54,6 +54,7 @@ from plumtree_quic.proto.effects import (
 )
 from plumtree_quic.proto.members import Members
 from plumtree_quic.proto.overlay import Overlay
+from plumtree_quic.proto.paths import crossing_s
 from plumtree_quic.proto.plumtree import Plumtree
 from plumtree_quic.proto.seeds import Seeds
 from plumtree_quic.proto.swim import Swim
@@ -281,15 +282,25 @@ class Core:
             return self._make_room(now)
         return []
 
-    def heard(self, peer: NodeId, now: float, rtt_s: float, silent_after_s: float) -> list[Effect]:
+    def heard(
+        self,
+        peer: NodeId,
+        now: float,
+        rtt_s: float,
+        silent_after_s: float,
+        loss: float = 0.0,
+    ) -> list[Effect]:
         """Something fresh came from `peer`: an ack that advanced, a frame.
 
         rtt_s: the link's smoothed round trip. silent_after_s: 3 PTO, how long the link may stay
-        without anything fresh, while it owes us something, before it counts as silent.
+        without anything fresh, while it owes us something, before it counts as silent. loss: the
+        share of packets that were lost of late, 0.0 to 1.0.
         """
         # Silence is the probe time-out or 3 PTO, whichever is longer: an idle parent on a quick
         # link is not silent after 80 ms.
-        self._plumtree.heard(peer, now, rtt_s, max(silent_after_s, self._probe_timeout_s))
+        waits_s = max(silent_after_s, self._probe_timeout_s)
+        takes_s = crossing_s(rtt_s, silent_after_s / 3, loss) if loss else rtt_s / 2
+        self._plumtree.heard(peer, now, rtt_s, waits_s, takes_s)
         self._swim.heard(peer, now, silent_after_s)
         return []
 

@@ -145,9 +145,9 @@ class Counters:
 class _Link:
     """One link that is up. bit: its place in every mask of this module. demoted: never a parent.
 
-    lag_s, lag_deviation_s: how late its pushes come behind announcements, when they do; lag_at:
-    when one last did. pushed_at: when it last brought something new as a parent. far: the peer is
-    in another zone than we are.
+    crossing_s: what a frame takes to come, lost packets included. lag_s, lag_deviation_s: how late
+    its pushes come behind announcements, when they do; lag_at: when one last did. pushed_at: when
+    it last brought something new as a parent. far: the peer is in another zone than we are.
     """
 
     peer: NodeId
@@ -158,6 +158,7 @@ class _Link:
     tokens: float
     tokens_at: float
     rtt_s: float = 0.0
+    crossing_s: float = 0.0
     silent_after_s: float = inf
     origins_pushed: int = 0
     failures: int = 0
@@ -328,12 +329,22 @@ class Plumtree:
             self._end_greeting(now, effects)
         return effects
 
-    def heard(self, peer: NodeId, now: float, rtt_s: float, silent_after_s: float) -> None:
-        """Something fresh came on the link to `peer`."""
+    def heard(
+        self,
+        peer: NodeId,
+        now: float,
+        rtt_s: float,
+        silent_after_s: float,
+        crossing_s: float | None = None,
+    ) -> None:
+        """Something fresh came on the link to `peer`. crossing_s: what a frame takes in the mean,
+        lost packets included; without it, half a round trip.
+        """
         link = self._links.get(peer)
         if link is not None:
             link.heard_at = now
             link.rtt_s = rtt_s
+            link.crossing_s = rtt_s / 2 if crossing_s is None else crossing_s
             link.silent_after_s = silent_after_s
 
     def congested(self, peer: NodeId, now: float) -> list[Effect]:  # noqa: ARG002
@@ -1096,8 +1107,8 @@ class Plumtree:
         self._emit(asks, effects)
 
     def _best_announcer(self, gap: Gap) -> _Link | None:
-        """Whom to ask: least often asked for this, of our zone, most reliable, nearest; then who
-        came first.
+        """Whom to ask: least often asked for this, of our zone, most reliable, nearest (a lossy
+        path is a long one); then who came first.
         """
         best: _Link | None = None
         best_rank = (0, False, False, 0, 0.0)
@@ -1106,7 +1117,7 @@ class Plumtree:
             if link is None:
                 continue
             asked = gap.asked_times.get(peer, 0)
-            rank = (asked, link.demoted, link.far, link.failures, link.rtt_s)
+            rank = (asked, link.demoted, link.far, link.failures, link.crossing_s)
             if best is None or rank < best_rank:
                 best, best_rank = link, rank
         return best
@@ -1170,7 +1181,7 @@ class Plumtree:
                 link.zone != lost.zone,
                 link.far != lost.far,
                 link.failures,
-                link.rtt_s,
+                link.crossing_s,
             ),
         )
         for origin in orphans[:ORPHANS_MAX]:

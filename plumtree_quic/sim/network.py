@@ -194,7 +194,7 @@ class End:
         self.other: End = self
         self.ways_s = 0.0
         self._timed_in: Weather | None = None
-        self._timing = (0.0, 0.0)
+        self._timing = (0.0, 0.0, 0.0)
         self.heard_at = link.network.time.now
         self.reported_at = float("-inf")
         self.wanted_by_peer = False
@@ -225,12 +225,15 @@ class End:
         """How long a lost packet stays unnoticed at first."""
         return 1.5 * self.rtt_s + ACK_DELAY_S
 
-    def timing(self) -> tuple[float, float]:
-        """(the round trip, how long silence means nothing: three times a lost packet's)."""
+    def timing(self) -> tuple[float, float, float]:
+        """(the round trip, how long silence means nothing, the share of packets that get lost).
+
+        Silence means nothing for three times as long as a lost packet stays unnoticed.
+        """
         weather = self.network.weather
         if weather is not self._timed_in:
             self._timed_in = weather
-            self._timing = (self.rtt_s, 3 * self.pto_s)
+            self._timing = (self.rtt_s, 3 * self.pto_s, weather.loss)
         return self._timing
 
     def send(self, message: Message) -> None:

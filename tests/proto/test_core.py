@@ -5,8 +5,11 @@ from random import Random
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import member_key
 from plumtree_quic.messages import (
+    Announcement,
     BucketHashes,
     Gossip,
+    Graft,
+    IHave,
     MemberState,
     Records,
     Row,
@@ -196,3 +199,21 @@ def test_busy_of_a_member_whom_we_did_not_dial_to_get_in_costs_its_link_and_send
     while (now := made.next_deadline()) < 20.0:
         dials += [each.address for each in made.advance(now) if type(each) is DialSeed]
     assert address("t") not in dials
+
+
+def test_a_short_path_that_loses_packets_is_asked_after_longer_ones_that_do_not():
+    made = core()
+    for name in ("first", "a", "b", "c"):
+        meet(made, name, 1.0)
+    for name, rtt_s, loss in (("a", 0.02, 0.3), ("b", 0.06, 0.0), ("c", 0.04, 0.0)):
+        made.heard(node_id(name), 2.0, rtt_s, 3 * (1.5 * rtt_s + 0.025), loss)
+    # Who announces first is asked at once, and does not answer.
+    announced = IHave((Announcement(member_key(node_id("origin")), 1, 1, 1, 1),))
+    for name in ("first", "a", "b", "c"):
+        made.receive(node_id(name), announced, 3.0)
+    asked = []
+    for second in range(4, 30):
+        for each in sent(made.advance(float(second)), Graft):
+            if any(entry.ranges for entry in each.message.entries):
+                asked.append(each.peer)
+    assert asked[:3] == [node_id("c"), node_id("b"), node_id("a")]

@@ -673,6 +673,17 @@ def test_the_most_reliable_then_nearest_announcer_is_asked():
     assert P[2] not in {peer for peer, _, _ in grafts(me.advance(2.2))}
 
 
+def test_the_announcer_that_a_frame_comes_from_soonest_is_asked_first():
+    me = up()
+    grow(me)
+    for peer, takes in ((P[1], 0.1), (P[2], 0.3), (P[3], 0.2)):
+        # All as near; what differs is what they lose.
+        me.heard(peer, 1.0, 0.05, 10.0, takes)
+        me.receive(peer, ihave(2), 1.0)
+    assert grafts(me.advance(1.2))[0][0] == P[1]
+    assert grafts(me.advance(2.0))[0][0] == P[3]
+
+
 def test_x18_at_most_1000_announced_ids_are_outstanding_per_peer():
     me = up()
     for n in range(3000):
@@ -741,6 +752,17 @@ def test_orphaned_origins_are_grafted_at_once_in_one_frame_from_the_best_other_l
     assert peer == P[2]
     assert [(e.origin, e.promote) for e in graft.entries] == [(key(n), True) for n in "abc"]
     assert [me.parent(key(n)) for n in "abc"] == [P[2]] * 3
+
+
+def test_an_orphans_new_parent_is_the_one_whose_frames_come_soonest_losses_included():
+    me = up()
+    grow(me)
+    for peer in P[1:4]:
+        me.receive(peer, Prune((ORIGIN,)), 0.5)
+    for peer, rtt, takes in ((P[1], 0.01, 0.2), (P[2], 0.05, 0.025), (P[3], 0.1, 0.05)):
+        me.heard(peer, 1.0, rtt, 10.0, takes)
+    ((peer, _),) = sent(me.link_down(P[0], 1.0), Graft)
+    assert peer == P[2]
 
 
 def test_an_orphan_is_not_grafted_from_a_link_that_has_it_from_us():
