@@ -118,6 +118,12 @@ _DRIVER = "plumtree_quic/driver.py"
 # (file, text, what takes its place): the text must be there exactly once.
 ALSO = (
     (_GATE, "verdict = self._verifier.check_bundle(bundle, now)", "verdict = Verdict.GOOD"),
+    (_GATE, "self._policy is None and type(message) not in _JUDGED", "True"),
+    (
+        _GATE,
+        "self._policy is None and type(message) not in _JUDGED",
+        "type(message) not in _JUDGED",
+    ),
     (_GATE, "verdict = self._verifier.check_fact(fact, now)", "verdict = Verdict.GOOD"),
     (_GATE, "verdict = self._verifier.check_record(record, now)", "verdict = Verdict.GOOD"),
     (_GATE, "self._verifier.check_record(hello.record, now)", "Verdict.GOOD"),
