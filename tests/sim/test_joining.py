@@ -100,7 +100,13 @@ def test_a_seed_with_room_for_two_serves_two_at_a_time_and_all_get_in(monkeypatc
 
 
 def test_members_without_room_for_a_link_are_not_suspected_and_all_know_all(monkeypatch):
-    monkeypatch.setattr(Overlay, "links_max", property(lambda _: 11))
+    made = Overlay.__init__
+
+    def with_little_room(self, *args):
+        made(self, *args)
+        self.links_max = 11
+
+    monkeypatch.setattr(Overlay, "__init__", with_little_room)
     cluster = Cluster(seed=9)
     cluster.grow(40, seeds=3)
     assert cluster.run(60.0, cluster.agreed)
