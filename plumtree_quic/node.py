@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, overload
 
 import attrs
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -60,15 +60,24 @@ from plumtree_quic.proto.health import SCORE_MAX
 from plumtree_quic.security.audit import Audit
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.policy import POLICY_BYTES_MAX, Policy
+from plumtree_quic.subscription import (
+    SUBSCRIPTION_MESSAGES_MAX,
+    Gap,
+    Message,
+    OrderedSubscription,
+    Subscription,
+)
 
 __all__ = [
     "ClusterEvent",
     "Delegate",
+    "Gap",
     "Health",
     "HealthStatus",
     "Member",
     "Message",
     "Node",
+    "OrderedSubscription",
     "Peer",
     "Receipt",
     "Subscription",
@@ -76,8 +85,9 @@ __all__ = [
 
 logger = logging.getLogger("plumtree_quic")
 
-SUBSCRIPTION_MESSAGES_MAX = 262_144
 EVENTS_MAX = 1_024
+# How often held-back messages are looked at: far below what is waited for, far above a loop's turn.
+SETTLE_EVERY_S = 0.05
 RATE_WINDOW_S = 60.0
 # Failures of others are known up to seven times as late. A guess: one refutation, or a callback
 # that takes half a second, is no reason to call an operator.
@@ -90,28 +100,6 @@ PEERS_EVERY_S = 30.0
 PEERS_LAST_WRITE_S = 1.0
 # Our own certificate's end is told this long before (reliability bar, C.9): a week, a day, an hour.
 EXPIRING_S = (7 * 86_400, 86_400, 3_600)
-
-
-@attrs.frozen
-class Message:
-    """One delivered message.
-
-    origin: who broadcast it. epoch, seq: with origin they are its `id`. hops: links that it
-    crossed. received_at: monotonic seconds (`time.monotonic`).
-    """
-
-    origin: NodeId
-    epoch: int
-    seq: int
-    topic: str
-    payload: bytes
-    hops: int
-    received_at: float
-
-    @property
-    def id(self) -> MessageId:
-        """The message's name, for ever."""
-        return MessageId(self.origin, self.epoch, self.seq)
 
 
 @attrs.frozen
@@ -235,89 +223,6 @@ class Delegate:
         raise NotImplementedError
 
 
-class Subscription:
-    """Messages of one topic (or all), as an async iterator. Use `async with node.subscribe()`.
-
-    Holds at most `buffer` undelivered messages; an application that falls further behind gets
-    `LocalProtocolError` from the iteration instead of a silent hole.
-    """
-
-    def __init__(self, node: "Node", topic: str | None, own: bool, buffer: int) -> None:
-        self._node = node
-        self._buffer = buffer
-        self._queue: deque[Message] = deque()
-        self._waiters: list[asyncio.Future[None]] = []
-        self._overflowed = False
-        self._closed = False
-        self.topic = topic
-        self.own = own
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def pending(self) -> int:
-        """Messages that wait for the application."""
-        return len(self._queue)
-
-    def close(self) -> None:
-        """Stop receiving; what is still queued can be iterated."""
-        self._closed = True
-        self._node._unsubscribe(self)
-        self._wake()
-
-    def __aiter__(self) -> AsyncIterator[Message]:
-        return self
-
-    async def __anext__(self) -> Message:
-        while not self._queue:
-            if self._overflowed:
-                raise LocalProtocolError(
-                    f"this subscription fell more than {self._buffer} messages behind and was "
-                    "ended; read faster or subscribe with a larger buffer="
-                )
-            if self._closed:
-                raise StopAsyncIteration
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-        return self._queue.popleft()
-
-    def _put(self, message: Message) -> None:
-        if self._overflowed or self._closed:
-            return
-        if len(self._queue) >= self._buffer:
-            self._overflowed = True
-            self._node._unsubscribe(self)
-            logger.error(
-                "a subscription fell %d messages behind and was ended",
-                self._buffer,
-                extra={"event": "subscription.overflow", "topic": self.topic},
-            )
-        else:
-            self._queue.append(message)
-        if self._waiters:
-            self._wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiters.clear()
-
-
 class Node:
     """One member of the cluster.
 
@@ -394,6 +299,8 @@ class Node:
         self._keeper: asyncio.Task[None] | None = None
         self._driver: Driver | None = None
         self._subscriptions: list[Subscription] = []
+        self._ordered: list[OrderedSubscription] = []
+        self._settling: asyncio.TimerHandle | None = None
         self._events: list[deque[ClusterEvent]] = []
         self._event_waiters: list[asyncio.Future[None]] = []
         self._peer_waiters: list[asyncio.Future[None]] = []
@@ -781,6 +688,8 @@ class Node:
         finally:
             for subscription in tuple(self._subscriptions):
                 subscription.close()
+            for ordered in tuple(self._ordered):
+                ordered.close()
             self._wake(self._peer_waiters)
             self._wake(self._event_waiters)
             for request in self._requests.values():
@@ -826,16 +735,48 @@ class Node:
         seq, full = driver.accept(topic, bytes(payload))
         receipt = Receipt(MessageId(self.id, driver.epoch, seq))
         own = [each for each in self._subscriptions if each.own]
-        if own:
+        ordered = [each for each in self._ordered if each.own]
+        if own or ordered:
             message = Message(
                 self.id, driver.epoch, seq, topic, bytes(payload), 0, time.monotonic()
             )
             for subscription in own:
-                if subscription.topic is None or subscription.topic == topic:
-                    subscription._put(message)
+                if subscription.wants(topic):
+                    subscription.put(message)
+            for each in ordered:
+                each.put_in_order(
+                    driver.core.key,
+                    self.id,
+                    driver.epoch,
+                    seq,
+                    seq,
+                    [message],
+                    message.received_at,
+                )
         if full:
             await asyncio.sleep(0)
         return receipt
+
+    @overload
+    def subscribe(
+        self,
+        topic: str | None = None,
+        *,
+        own: bool = False,
+        buffer: int = SUBSCRIPTION_MESSAGES_MAX,
+        order: Literal["unordered"] = "unordered",
+    ) -> Subscription: ...
+
+    @overload
+    def subscribe(
+        self,
+        topic: str | None = None,
+        *,
+        own: bool = False,
+        buffer: int = SUBSCRIPTION_MESSAGES_MAX,
+        order: Literal["fifo"],
+        gap_timeout: float | None = None,
+    ) -> OrderedSubscription: ...
 
     def subscribe(
         self,
@@ -843,21 +784,48 @@ class Node:
         *,
         own: bool = False,
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
-    ) -> Subscription:
+        order: Literal["unordered", "fifo"] = "unordered",
+        gap_timeout: float | None = None,
+    ) -> Subscription | OrderedSubscription:
         """Receive what is delivered from now on; `topic` None takes every topic.
 
-        own: also our own broadcasts. buffer: messages that may wait for the application.
+        own: also our own broadcasts. buffer: messages that may wait for the application. order:
+        "unordered", as they come, or "fifo", each origin's in the order in which it sent them, with
+        a `Gap` where something did not come in time. gap_timeout: seconds for which a message that
+        holds others up is waited for; `message_cache_ttl` by default, for nobody serves it longer.
+
+        Raises:
+            ConfigError: one of these is out of range, or no order of that name is known.
+            NodeClosed: the node does not run.
         """
-        self._running()
+        driver = self._running()
         if buffer < 1:
             raise ConfigError(f"buffer={buffer}: must be at least 1 message")
-        subscription = Subscription(self, topic, own, buffer)
-        self._subscriptions.append(subscription)
-        return subscription
+        if order == "unordered":
+            if gap_timeout is not None:
+                raise ConfigError('gap_timeout is for order="fifo": nothing else waits for a gap')
+            subscription = Subscription(self._unsubscribe, topic, own, buffer)
+            self._subscriptions.append(subscription)
+            return subscription
+        if order != "fifo":
+            raise ConfigError(f'order={order!r}: must be "unordered" or "fifo"')
+        config = self.config
+        timeout_s = config.message_cache_ttl if gap_timeout is None else gap_timeout
+        if not 0 <= timeout_s < float("inf"):
+            raise ConfigError(f"gap_timeout={timeout_s}: must be seconds, 0 or more")
+        quiet_s = 2 * config.graft_timeout + config.ihave_interval
+        ordered = OrderedSubscription(
+            self._unsubscribe, topic, own, buffer, gap_timeout_s=timeout_s, quiet_s=quiet_s
+        )
+        now = time.monotonic()
+        for key, epoch, next_seq in driver.core.broadcasts.frontiers():
+            ordered.begin(key, epoch, next_seq, now)
+        self._ordered.append(ordered)
+        return ordered
 
-    def _unsubscribe(self, subscription: Subscription) -> None:
-        if subscription in self._subscriptions:
-            self._subscriptions.remove(subscription)
+    def _unsubscribe(self, subscription: object) -> None:
+        self._subscriptions = [each for each in self._subscriptions if each is not subscription]
+        self._ordered = [each for each in self._ordered if each is not subscription]
 
     async def send(self, node_id: NodeId | str, payload: bytes) -> None:
         """Send `payload` to one member (`Delegate.on_direct` there); at most once, in order.
@@ -1074,12 +1042,13 @@ class Node:
             return
         origin = driver.core.node_id_of(bundle.origin)
         assert origin is not None  # the core parks bundles of unknown origins
-        if not self._subscriptions and not self._hears:
+        if not self._subscriptions and not self._ordered and not self._hears:
             self._delivered += bundle.count
             return
         at = time.monotonic()
         limit = self.config.max_message_size
         seq = bundle.first - 1
+        messages: list[Message] = []
         for topic, payload in wire.open_bundle(bundle):
             seq += 1
             if len(payload) > limit:
@@ -1088,10 +1057,35 @@ class Node:
             self._delivered += 1
             message = Message(origin, bundle.epoch, seq, topic, payload, hop, at)
             for subscription in tuple(self._subscriptions):
-                if subscription.topic is None or subscription.topic == topic:
-                    subscription._put(message)
+                if subscription.wants(topic):
+                    subscription.put(message)
+            if self._ordered:
+                messages.append(message)
             if self._hears:
                 self._call("on_deliver", message)
+        for each in tuple(self._ordered):
+            each.put_in_order(
+                bundle.origin, origin, bundle.epoch, bundle.first, bundle.last, messages, at
+            )
+            self._settle_later(each)
+
+    def _settle_later(self, subscription: OrderedSubscription) -> None:
+        """What is held back is looked at now and then: a gap may turn out to be none, or be given
+        up. Not at once, for more of what is seen may be on its way to the subscription.
+        """
+        if subscription.is_waiting and self._settling is None:
+            loop = asyncio.get_running_loop()
+            self._settling = loop.call_later(SETTLE_EVERY_S, self._settle)
+
+    def _settle(self) -> None:
+        self._settling = None
+        driver = self._driver
+        if driver is None or not self._is_live():
+            return
+        broadcasts = driver.core.broadcasts
+        for each in tuple(self._ordered):
+            each.settle(broadcasts.seen_through, broadcasts.awaits, time.monotonic())
+            self._settle_later(each)
 
     def _fact(self, effect: Effect) -> None:
         """tell delegates, events and waiters."""

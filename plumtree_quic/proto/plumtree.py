@@ -1631,6 +1631,26 @@ class Plumtree:
         """How many announced ranges are late: asked for, and not here."""
         return self._missing.asked()
 
+    def seen_through(self, origin: MemberKey, epoch: int, seq: int) -> int:
+        """The last of the run of seen messages that holds `seq`; seq - 1 when it is not seen."""
+        stream = self._streams.get((origin, epoch))
+        return seq - 1 if stream is None else stream.seen.end_of(seq)
+
+    def frontiers(self) -> list[tuple[MemberKey, int, int]]:
+        """(origin, its newest epoch, what comes next) of those of whom nothing is missing."""
+        out = []
+        for key, origin in self._origins.items():
+            epoch = max(origin.epochs, default=None)
+            runs = origin.epochs[epoch].seen.ranges() if epoch is not None else []
+            if epoch is not None and len(runs) == 1 and runs[0][0] == 1:
+                out.append((key, epoch, runs[0][1] + 1))
+        return out
+
+    def awaits(self, origin: MemberKey, epoch: int, before: int | None) -> bool:
+        """Whether anything of this stream is announced and missing, below `before` if given."""
+        gaps = self._missing.by_stream.get((origin, epoch), ())
+        return any(before is None or gap.first < before for gap in gaps)
+
     def ranges_awaited(self) -> int:
         """How many ranges have been announced and are not here, late or not."""
         return len(self._missing)

@@ -61,6 +61,11 @@ class Intervals:
         at = bisect_right(starts, first) - 1
         return at >= 0 and last <= self._ends[at]
 
+    def end_of(self, seq: int) -> int:
+        """The last number of the run that holds `seq`; seq - 1 when none does."""
+        at = bisect_right(self._starts, seq) - 1
+        return self._ends[at] if at >= 0 and seq <= self._ends[at] else seq - 1
+
     def overlaps(self, first: int, last: int) -> bool:
         """Whether any of first .. last is in the set."""
         ends = self._ends

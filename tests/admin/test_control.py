@@ -122,7 +122,7 @@ async def test_subscribe_streams_messages(running):
     reading = asyncio.create_task(asyncio.to_thread(read))
     await until(lambda: node._subscriptions)
     pki_peer = node._subscriptions[0]
-    pki_peer._put(Message(node.id, 1, 1, "t", b"hi", 1, 0.0))
+    pki_peer.put(Message(node.id, 1, 1, "t", b"hi", 1, 0.0))
     await asyncio.wait_for(reading, WAIT_S)
     assert base64.b64decode(got[0]["payload"]) == b"hi"
 
@@ -174,7 +174,7 @@ async def test_a_subscriber_that_falls_behind_is_told_and_ended(running):
     await reader.readline()
     (subscription,) = node._subscriptions
     while subscription in node._subscriptions:
-        subscription._put(Message(node.id, 1, 1, "t", b"x", 1, 0.0))
+        subscription.put(Message(node.id, 1, 1, "t", b"x", 1, 0.0))
     async with asyncio.timeout(WAIT_S):
         while "ok" not in (answer := json.loads(await reader.readline())):
             assert answer["topic"] == "t"

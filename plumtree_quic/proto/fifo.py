@@ -1,0 +1,253 @@
+"""The messages of each origin in the order in which it sent them, for one reader. No I/O, no clock.
+
+Trees and repairs bring bundles out of order. What comes before its turn is held back until what is
+missing has come, is known to be nothing (refused, or before our time), or is given up after a
+while. What is given up is told as a hole, at its place; when it comes after all it is not handed
+over. The epochs of an origin follow one another: a newer one waits until the older one is complete.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import attrs
+
+from plumtree_quic.ids import MemberKey
+from plumtree_quic.proto.seen import Intervals
+
+__all__ = ["HoldBack", "Hole"]
+
+_T = TypeVar("_T")
+
+SeenThrough = Callable[[MemberKey, int, int], int]
+"""(origin, epoch, seq): the last of the run of seen messages that begins at seq, or seq - 1."""
+IsAwaited = Callable[[MemberKey, int, int | None], bool]
+"""(origin, epoch, before): whether anything is announced and missing there, below `before`."""
+
+
+@attrs.frozen
+class Hole:
+    """first .. last of (origin, epoch) did not come in time, and will not be handed over."""
+
+    origin: MemberKey
+    epoch: int
+    first: int
+    last: int
+
+
+@attrs.define(eq=False)
+class _Stream(Generic[_T]):
+    """One epoch of an origin. next_seq: the first that was not handed over; None before we know.
+
+    held: by first sequence number, (last, items); firsts: its keys, ascending. blocked_at: since
+    when the first of them waits. touched_at: when anything came last. told: what was told as holes.
+    """
+
+    touched_at: float
+    next_seq: int | None = None
+    held: dict[int, tuple[int, Sequence[_T]]] = attrs.field(factory=dict)
+    firsts: list[int] = attrs.field(factory=list)
+    blocked_at: float = 0.0
+    told: Intervals = attrs.field(factory=Intervals)
+
+
+@attrs.define(eq=False)
+class _Origin(Generic[_T]):
+    current: int
+    epochs: dict[int, _Stream[_T]] = attrs.field(factory=dict)
+
+
+class HoldBack(Generic[_T]):
+    """Puts what is delivered in order.
+
+    Args:
+        hold_s: how long a missing message is waited for, from when it holds others up.
+        quiet_s: a stream whose beginning nobody has told of begins with what came first, and an
+            epoch is over, when nothing came for so long and nothing is known to be missing.
+        items_max: what may be held back, in items and in ranges that came before their turn; above
+            it the oldest hole is given up at once.
+
+    Attributes:
+        held: items that wait. late: messages that came too late for their place.
+    """
+
+    def __init__(self, *, hold_s: float, quiet_s: float, items_max: int) -> None:
+        self._hold_s = hold_s
+        self._quiet_s = quiet_s
+        self._items_max = items_max
+        self._origins: dict[MemberKey, _Origin[_T]] = {}
+        # Origins of which something is held, in the order in which that began.
+        self._waiting: dict[MemberKey, None] = {}
+        self._ranges = 0
+        self.held = 0
+        self.late = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything is held back, or came before its turn without being for this reader."""
+        return bool(self._waiting)
+
+    def begin(self, origin: MemberKey, epoch: int, next_seq: int, now: float) -> None:
+        """All before `next_seq` was handed to others before this reader came."""
+        stream: _Stream[_T] = _Stream(now, next_seq)
+        self._origins[origin] = _Origin(epoch, {epoch: stream})
+
+    def put(
+        self,
+        origin: MemberKey,
+        epoch: int,
+        first: int,
+        last: int,
+        items: Sequence[_T],
+        now: float,
+    ) -> list[_T | Hole]:
+        """first .. last were delivered; `items` is what this reader wants of them, in order."""
+        known = self._origins.get(origin)
+        if known is None:
+            known = self._origins[origin] = _Origin(epoch)
+        if epoch < known.current:
+            self.late += last - first + 1
+            return [Hole(origin, epoch, first, last)]
+        stream = known.epochs.get(epoch)
+        if stream is None:
+            stream = known.epochs[epoch] = _Stream(now)
+        stream.touched_at = now
+        if stream.next_seq is not None and first < stream.next_seq:
+            self.late += last - first + 1
+            # Taken for something from before our time, it was not told yet.
+            return [] if stream.told.covers(first, last) else [Hole(origin, epoch, first, last)]
+        if stream.next_seq is None and first == 1:
+            stream.next_seq = 1
+        out: list[_T | Hole] = []
+        if epoch == known.current and stream.next_seq == first and not stream.firsts:
+            stream.next_seq = last + 1
+            out += items
+            return out
+        if not stream.firsts:
+            stream.blocked_at = now
+        stream.held[first] = (last, items)
+        insort(stream.firsts, first)
+        self.held += len(items)
+        self._ranges += 1
+        self._waiting[origin] = None
+        if epoch == known.current:
+            self._release(stream, now, out)
+        while self.held + self._ranges > self._items_max:
+            out += self._give_up(next(iter(self._waiting)), now)
+        self._tidy(origin)
+        return out
+
+    def settle(self, seen: SeenThrough, awaited: IsAwaited, now: float) -> list[_T | Hole]:
+        """Hand over what waits for nothing any more. Call it now and then while `held` is not 0.
+
+        Not while deliveries are on their way here: what is seen and did not come will not come.
+        """
+        out: list[_T | Hole] = []
+        for origin in tuple(self._waiting):
+            known = self._origins[origin]
+            while self._step(origin, known, seen, awaited, now, out):
+                pass
+            self._tidy(origin)
+        return out
+
+    def flush(self, now: float) -> list[_T | Hole]:
+        """Hand over all that is held, with holes for what is missing: the reader is about to go."""
+        out: list[_T | Hole] = []
+        while self._waiting:
+            origin = next(iter(self._waiting))
+            out += self._give_up(origin, now)
+            self._tidy(origin)
+        return out
+
+    # --- one origin -----------------------------------------------------------------------------
+
+    def _step(
+        self,
+        origin: MemberKey,
+        known: _Origin[_T],
+        seen: SeenThrough,
+        awaited: IsAwaited,
+        now: float,
+        out: list[_T | Hole],
+    ) -> bool:
+        """One step towards the first that waits; False when there is none to be made now."""
+        epoch = known.current
+        stream = known.epochs[epoch]
+        if not stream.firsts:
+            quiet = now - stream.touched_at >= self._quiet_s
+            if not quiet or awaited(origin, epoch, None):
+                return False
+            return self._next_epoch(known, now, out)
+        lowest = stream.firsts[0]
+        blocked = now - stream.blocked_at
+        if stream.next_seq is None:
+            end = seen(origin, epoch, 1)
+            if end >= 1:
+                stream.next_seq = min(end + 1, lowest)
+            elif blocked >= self._quiet_s and not awaited(origin, epoch, lowest):
+                # Nobody has told of anything before it: it was before our time.
+                stream.next_seq = lowest
+            elif blocked >= self._hold_s:
+                self._skip(origin, epoch, stream, 1, out)
+            else:
+                return False
+        else:
+            end = seen(origin, epoch, stream.next_seq)
+            if end >= stream.next_seq:
+                # Refused, or before our time.
+                stream.next_seq = min(end + 1, lowest)
+            elif blocked >= self._hold_s:
+                self._skip(origin, epoch, stream, stream.next_seq, out)
+            else:
+                return False
+        self._release(stream, now, out)
+        return True
+
+    def _next_epoch(self, known: _Origin[_T], now: float, out: list[_T | Hole]) -> bool:
+        newer = [epoch for epoch in known.epochs if epoch > known.current]
+        if not newer:
+            return False
+        del known.epochs[known.current]
+        known.current = min(newer)
+        stream = known.epochs[known.current]
+        stream.blocked_at = now
+        self._release(stream, now, out)
+        return True
+
+    def _skip(
+        self, origin: MemberKey, epoch: int, stream: _Stream[_T], first: int, out: list[_T | Hole]
+    ) -> None:
+        lowest = stream.firsts[0]
+        out.append(Hole(origin, epoch, first, lowest - 1))
+        stream.told.add(first, lowest - 1)
+        stream.next_seq = lowest
+
+    def _release(self, stream: _Stream[_T], now: float, out: list[_T | Hole]) -> None:
+        """Hand over what is next, and what follows it without a hole."""
+        while stream.firsts and stream.firsts[0] == stream.next_seq:
+            last, items = stream.held.pop(stream.firsts.pop(0))
+            stream.next_seq = last + 1
+            stream.blocked_at = now
+            self.held -= len(items)
+            self._ranges -= 1
+            out += items
+
+    def _give_up(self, origin: MemberKey, now: float) -> list[_T | Hole]:
+        """The first hole of `origin`, and what it held up."""
+        out: list[_T | Hole] = []
+        known = self._origins[origin]
+        while not known.epochs[known.current].firsts:
+            if not self._next_epoch(known, now, out):
+                break
+        stream = known.epochs[known.current]
+        if stream.firsts:
+            first = stream.next_seq if stream.next_seq is not None else 1
+            if first < stream.firsts[0]:
+                self._skip(origin, known.current, stream, first, out)
+            self._release(stream, now, out)
+        self._tidy(origin)
+        return out
+
+    def _tidy(self, origin: MemberKey) -> None:
+        if not any(stream.firsts for stream in self._origins[origin].epochs.values()):
+            self._waiting.pop(origin, None)

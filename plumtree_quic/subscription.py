@@ -1,0 +1,233 @@
+"""What an application reads: messages as they come, or each origin's in order with its gaps.
+
+Queues between the node and its readers; they know no link, no tree and no codec.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import attrs
+
+from plumtree_quic.errors import LocalProtocolError
+from plumtree_quic.ids import MemberKey, MessageId, NodeId
+from plumtree_quic.proto.fifo import HoldBack, Hole, IsAwaited, SeenThrough
+
+__all__ = ["SUBSCRIPTION_MESSAGES_MAX", "Gap", "Message", "OrderedSubscription", "Subscription"]
+
+logger = logging.getLogger("plumtree_quic")
+
+SUBSCRIPTION_MESSAGES_MAX = 262_144
+
+_T = TypeVar("_T")
+
+
+@attrs.frozen
+class Message:
+    """One delivered message.
+
+    origin: who broadcast it. epoch, seq: with origin they are its `id`. hops: links that it
+    crossed. received_at: monotonic seconds (`time.monotonic`).
+    """
+
+    origin: NodeId
+    epoch: int
+    seq: int
+    topic: str
+    payload: bytes
+    hops: int
+    received_at: float
+
+    @property
+    def id(self) -> MessageId:
+        """The message's name, for ever."""
+        return MessageId(self.origin, self.epoch, self.seq)
+
+
+@attrs.frozen
+class Gap:
+    """Messages first .. last of (origin, epoch), of whatever topic, did not come in time for their
+    place in the order. An ordered subscription will not hand them over any more.
+    """
+
+    origin: NodeId
+    epoch: int
+    first: int
+    last: int
+
+
+class _Reader(Generic[_T]):
+    """What waits for an application that iterates over it."""
+
+    def __init__(
+        self, end: Callable[[object], None], topic: str | None, own: bool, buffer: int
+    ) -> None:
+        self._end = end
+        self._buffer = buffer
+        self._queue: deque[_T] = deque()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._overflowed = False
+        self._closed = False
+        self.topic = topic
+        self.own = own
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pending(self) -> int:
+        """How much waits for the application."""
+        return len(self._queue)
+
+    def close(self) -> None:
+        """Stop receiving; what is still queued can be iterated."""
+        self._closed = True
+        self._end(self)
+        self._wake()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _T:
+        while not self._queue:
+            if self._overflowed:
+                raise LocalProtocolError(
+                    f"this subscription fell more than {self._buffer} messages behind and was "
+                    "ended; read faster or subscribe with a larger buffer="
+                )
+            if self._closed:
+                raise StopAsyncIteration
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+        return self._queue.popleft()
+
+    def wants(self, topic: str) -> bool:
+        """Whether messages of this topic are for this reader."""
+        return self.topic is None or self.topic == topic
+
+    def put(self, item: _T) -> None:
+        """Queue one more; a reader that is too far behind is ended, and told when it reads on."""
+        if self._overflowed or self._closed:
+            return
+        if len(self._queue) >= self._buffer:
+            self._overflowed = True
+            self._end(self)
+            logger.error(
+                "a subscription fell %d messages behind and was ended",
+                self._buffer,
+                extra={"event": "subscription.overflow", "topic": self.topic},
+            )
+        else:
+            self._queue.append(item)
+        if self._waiters:
+            self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+
+class Subscription(_Reader[Message]):
+    """Messages of one topic (or all), as an async iterator. Use `async with node.subscribe()`.
+
+    Holds at most `buffer` undelivered messages; an application that falls further behind gets
+    `LocalProtocolError` from the iteration instead of a silent hole.
+    """
+
+
+class OrderedSubscription(_Reader[Message | Gap]):
+    """As `Subscription`, with the messages of each origin in the order in which it sent them.
+
+    What comes before its turn is held back, at most `buffer` of it. What does not come within
+    `gap_timeout` from when it holds others up is given up: the iteration yields a `Gap` at its
+    place. Origins do not wait for one another. A newer epoch of an origin follows the older one.
+    """
+
+    def __init__(
+        self,
+        end: Callable[[object], None],
+        topic: str | None,
+        own: bool,
+        buffer: int,
+        *,
+        gap_timeout_s: float,
+        quiet_s: float,
+    ) -> None:
+        super().__init__(end, topic, own, buffer)
+        self._held: HoldBack[Message] = HoldBack(
+            hold_s=gap_timeout_s, quiet_s=quiet_s, items_max=buffer
+        )
+        self._names: dict[MemberKey, NodeId] = {}
+        self._now = 0.0
+
+    @property
+    def held(self) -> int:
+        """Messages that came before their turn and wait for others."""
+        return self._held.held
+
+    @property
+    def late(self) -> int:
+        """Messages that came when their place was past; each was told as part of a `Gap`."""
+        return self._held.late
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether `settle` may have something to do."""
+        return self._held.is_waiting
+
+    def begin(self, key: MemberKey, epoch: int, next_seq: int, now: float) -> None:
+        """What came before `next_seq` of (key, epoch) is not for this reader."""
+        self._held.begin(key, epoch, next_seq, now)
+
+    def put_in_order(
+        self,
+        key: MemberKey,
+        origin: NodeId,
+        epoch: int,
+        first: int,
+        last: int,
+        messages: Sequence[Message],
+        now: float,
+    ) -> None:
+        """first .. last of (origin, epoch) are here, and `messages` are what there is of them."""
+        self._now = now
+        self._names[key] = origin
+        wanted = [each for each in messages if self.wants(each.topic)]
+        self._hand_over(self._held.put(key, epoch, first, last, wanted, now))
+
+    def settle(self, seen: SeenThrough, awaited: IsAwaited, now: float) -> None:
+        """Hand over what waits for nothing any more; see `HoldBack.settle`."""
+        self._now = now
+        self._hand_over(self._held.settle(seen, awaited, now))
+
+    def close(self) -> None:
+        """Stop receiving; what is queued can be iterated, and what was held back with its gaps."""
+        if not self._closed:
+            self._hand_over(self._held.flush(self._now))
+        super().close()
+
+    def _hand_over(self, items: Iterable[Message | Hole]) -> None:
+        for item in items:
+            if isinstance(item, Hole):
+                name = self._names[item.origin]
+                self.put(Gap(name, item.epoch, item.first, item.last))
+            else:
+                self.put(item)
