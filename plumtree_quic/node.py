@@ -300,6 +300,8 @@ class Node:
         self._driver: Driver | None = None
         self._subscriptions: list[Subscription] = []
         self._ordered: list[OrderedSubscription] = []
+        # Of ordered subscriptions that have ended.
+        self._order_gaps = self._order_late = 0
         self._settling: asyncio.TimerHandle | None = None
         self._events: list[deque[ClusterEvent]] = []
         self._event_waiters: list[asyncio.Future[None]] = []
@@ -825,7 +827,10 @@ class Node:
 
     def _unsubscribe(self, subscription: object) -> None:
         self._subscriptions = [each for each in self._subscriptions if each is not subscription]
+        ended = [each for each in self._ordered if each is subscription]
         self._ordered = [each for each in self._ordered if each is not subscription]
+        self._order_gaps += sum(each.gaps for each in ended)
+        self._order_late += sum(each.late for each in ended)
 
     async def send(self, node_id: NodeId | str, payload: bytes) -> None:
         """Send `payload` to one member (`Delegate.on_direct` there); at most once, in order.
@@ -1010,6 +1015,9 @@ class Node:
             "links": len(driver.core.peers()),
             "members_alive": driver.core.table.alive_count(),
             "local_health": driver.core.local_health,
+            "order_held": sum(each.held for each in self._ordered),
+            "order_gaps": self._order_gaps + sum(each.gaps for each in self._ordered),
+            "order_late": self._order_late + sum(each.late for each in self._ordered),
             "parked_expired": driver.core.parked_expired,
             **{f"swim_{name}": count for name, count in driver.core.swim_counters().items()},
             **{f"net_{name}": count for name, count in driver.net_counters().items()},

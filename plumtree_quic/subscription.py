@@ -159,6 +159,9 @@ class OrderedSubscription(_Reader[Message | Gap]):
     What comes before its turn is held back, at most `buffer` of it. What does not come within
     `gap_timeout` from when it holds others up is given up: the iteration yields a `Gap` at its
     place. Origins do not wait for one another. A newer epoch of an origin follows the older one.
+
+    Attributes:
+        gaps: how many were told so far.
     """
 
     def __init__(
@@ -176,6 +179,7 @@ class OrderedSubscription(_Reader[Message | Gap]):
             hold_s=gap_timeout_s, quiet_s=quiet_s, items_max=buffer
         )
         self._names: dict[MemberKey, NodeId] = {}
+        self.gaps = 0
         self._now = 0.0
 
     @property
@@ -228,6 +232,7 @@ class OrderedSubscription(_Reader[Message | Gap]):
         for item in items:
             if isinstance(item, Hole):
                 name = self._names[item.origin]
+                self.gaps += 1
                 self.put(Gap(name, item.epoch, item.first, item.last))
             else:
                 self.put(item)

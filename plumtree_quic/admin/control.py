@@ -2,7 +2,8 @@
 
 ``STATE_DIR/admin.sock`` is made 0600, and the kernel is asked for the uid of whoever connects: a
 node obeys the user that runs it (and root), and nobody else. Requests name an ``op``; each is
-answered by one object with ``ok``, but ``subscribe``, which goes on with one object a message.
+answered by one object with ``ok``, but ``subscribe``, which goes on with one object a message (and,
+with ``order`` "fifo", a gap).
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from plumtree_quic.errors import ConfigError, LinkError, PlumtreeError
-from plumtree_quic.node import Message, Node
+from plumtree_quic.node import Gap, Message, Node, OrderedSubscription, Subscription
 
 __all__ = ["SOCKET_NAME", "ControlServer", "ask", "socket_path", "stream"]
 
@@ -151,21 +152,27 @@ class ControlServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        topic = request.get("topic")
-        async with self._node.subscribe(
-            str(topic) if topic is not None else None, buffer=_SUBSCRIPTION_MESSAGES_MAX
-        ) as messages:
+        async with self._subscription(request) as messages:
             # Nothing more is to be said by the other side: its end is the subscription's, also
             # when no message ever comes.
             gone = asyncio.ensure_future(reader.read(1))
             gone.add_done_callback(lambda _: messages.close())
             try:
                 await _write(writer, {"ok": True})
-                async for message in messages:
-                    await _write(writer, _message(message))
+                async for item in messages:
+                    await _write(writer, _gap(item) if isinstance(item, Gap) else _message(item))
             finally:
                 gone.cancel()
                 await asyncio.gather(gone, return_exceptions=True)
+
+    def _subscription(self, request: dict[str, Any]) -> Subscription | OrderedSubscription:
+        topic, order = request.get("topic"), request.get("order", "unordered")
+        wanted = str(topic) if topic is not None else None
+        if order == "fifo":
+            return self._node.subscribe(wanted, buffer=_SUBSCRIPTION_MESSAGES_MAX, order="fifo")
+        if order != "unordered":
+            raise ValueError(f"unknown order {order!r}")
+        return self._node.subscribe(wanted, buffer=_SUBSCRIPTION_MESSAGES_MAX)
 
 
 def status(node: Node) -> dict[str, Any]:
@@ -214,15 +221,17 @@ def ask(path: Path, request: dict[str, Any], *, timeout_s: float = 30.0) -> dict
             return _checked(_read(lines.readline, path))
 
 
-def stream(path: Path, topic: str | None) -> Iterator[dict[str, Any]]:
+def stream(path: Path, topic: str | None, order: str = "unordered") -> Iterator[dict[str, Any]]:
     """Yield messages that a running node delivers, until it goes away.
+
+    order: "fifo" for each sender's in order; what did not come in time is an object with ``gap``.
 
     Raises:
         LinkError: no node serves `path`.
         PlumtreeError: the node ended it, for one because this reader fell behind.
     """
     with _connect(path, None) as connection:
-        _send(connection, {"op": "subscribe", "topic": topic})
+        _send(connection, {"op": "subscribe", "topic": topic, "order": order})
         with connection.makefile("rb") as lines:
             _checked(_read(lines.readline, path))
             for line in lines:
@@ -238,6 +247,10 @@ def _message(message: Message) -> dict[str, Any]:
         "payload": base64.b64encode(message.payload).decode(),
         "hops": message.hops,
     }
+
+
+def _gap(gap: Gap) -> dict[str, Any]:
+    return {"gap": {"origin": gap.origin, "epoch": gap.epoch, "first": gap.first, "last": gap.last}}
 
 
 async def _write(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:

@@ -53,15 +53,24 @@ def publish(state_dir: str, topic: str, message: str | None) -> None:
 @click.option("--topic", help="Only this topic (default: all).")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a message.")
-def subscribe(state_dir: str, topic: str | None, count: int | None, as_json: bool) -> None:
+@click.option("--fifo", is_flag=True, help="Each sender's messages in order; gaps are told.")
+def subscribe(
+    state_dir: str, topic: str | None, count: int | None, as_json: bool, fifo: bool
+) -> None:
     """Print what the node delivers from now on, until the node ends.
 
     With --count: exits with 1 when the node ends before so many have come.
     """
     received = 0
-    for received, message in enumerate(stream(socket_path(state_dir), topic), 1):
+    order = "fifo" if fifo else "unordered"
+    for message in stream(socket_path(state_dir), topic, order):
+        gap = message.get("gap")
+        received += gap is None
         if as_json:
             click.echo(json.dumps(message))
+        elif gap is not None:
+            missing = f"{gap['first']} to {gap['last']} of {gap['origin']}/{gap['epoch']}"
+            click.echo(f"gap: {missing} did not come in time", err=True)
         else:
             text = base64.b64decode(message["payload"]).decode("utf-8", "backslashreplace")
             safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -53,8 +53,11 @@ class _Stream(Generic[_T]):
 
 @attrs.define(eq=False)
 class _Origin(Generic[_T]):
+    """current: the epoch whose turn it is. load: items and ranges of it that are held back."""
+
     current: int
     epochs: dict[int, _Stream[_T]] = attrs.field(factory=dict)
+    load: int = 0
 
 
 class HoldBack(Generic[_T]):
@@ -65,7 +68,8 @@ class HoldBack(Generic[_T]):
         quiet_s: a stream whose beginning nobody has told of begins with what came first, and an
             epoch is over, when nothing came for so long and nothing is known to be missing.
         items_max: what may be held back, in items and in ranges that came before their turn; above
-            it the oldest hole is given up at once.
+            it the first hole of whoever holds most is given up at once, so that one origin with
+            holes on purpose makes nobody else's turn into gaps.
 
     Attributes:
         held: items that wait. late: messages that came too late for their place.
@@ -76,9 +80,9 @@ class HoldBack(Generic[_T]):
         self._quiet_s = quiet_s
         self._items_max = items_max
         self._origins: dict[MemberKey, _Origin[_T]] = {}
-        # Origins of which something is held, in the order in which that began.
+        # Origins of which something is held.
         self._waiting: dict[MemberKey, None] = {}
-        self._ranges = 0
+        self._load = 0
         self.held = 0
         self.late = 0
 
@@ -128,13 +132,15 @@ class HoldBack(Generic[_T]):
         stream.held[first] = (last, items)
         insort(stream.firsts, first)
         self.held += len(items)
-        self._ranges += 1
+        self._load += len(items) + 1
+        known.load += len(items) + 1
         self._waiting[origin] = None
         if epoch == known.current:
-            self._release(stream, now, out)
-        while self.held + self._ranges > self._items_max:
-            out += self._give_up(next(iter(self._waiting)), now)
+            self._release(known, stream, now, out)
         self._tidy(origin)
+        while self._load > self._items_max:
+            most = max(self._waiting, key=lambda each: self._origins[each].load)
+            out += self._give_up(most, now)
         return out
 
     def settle(self, seen: SeenThrough, awaited: IsAwaited, now: float) -> list[_T | Hole]:
@@ -200,7 +206,7 @@ class HoldBack(Generic[_T]):
                 self._skip(origin, epoch, stream, stream.next_seq, out)
             else:
                 return False
-        self._release(stream, now, out)
+        self._release(known, stream, now, out)
         return True
 
     def _next_epoch(self, known: _Origin[_T], now: float, out: list[_T | Hole]) -> bool:
@@ -211,7 +217,7 @@ class HoldBack(Generic[_T]):
         known.current = min(newer)
         stream = known.epochs[known.current]
         stream.blocked_at = now
-        self._release(stream, now, out)
+        self._release(known, stream, now, out)
         return True
 
     def _skip(
@@ -222,14 +228,17 @@ class HoldBack(Generic[_T]):
         stream.told.add(first, lowest - 1)
         stream.next_seq = lowest
 
-    def _release(self, stream: _Stream[_T], now: float, out: list[_T | Hole]) -> None:
+    def _release(
+        self, known: _Origin[_T], stream: _Stream[_T], now: float, out: list[_T | Hole]
+    ) -> None:
         """Hand over what is next, and what follows it without a hole."""
         while stream.firsts and stream.firsts[0] == stream.next_seq:
             last, items = stream.held.pop(stream.firsts.pop(0))
             stream.next_seq = last + 1
             stream.blocked_at = now
             self.held -= len(items)
-            self._ranges -= 1
+            self._load -= len(items) + 1
+            known.load -= len(items) + 1
             out += items
 
     def _give_up(self, origin: MemberKey, now: float) -> list[_T | Hole]:
@@ -244,7 +253,7 @@ class HoldBack(Generic[_T]):
             first = stream.next_seq if stream.next_seq is not None else 1
             if first < stream.firsts[0]:
                 self._skip(origin, known.current, stream, first, out)
-            self._release(stream, now, out)
+            self._release(known, stream, now, out)
         self._tidy(origin)
         return out
 

@@ -11,6 +11,7 @@ import pytest
 
 from plumtree_quic import ConfigError, LinkError, Node, PlumtreeConfig, PlumtreeError, QuicConfig
 from plumtree_quic.admin.control import ControlServer, ask, socket_path, stream
+from plumtree_quic.ids import member_key
 from plumtree_quic.node import Message
 from tests.rigs.pki import Pki
 from tests.rigs.waiting import WAIT_S, until
@@ -125,6 +126,33 @@ async def test_subscribe_streams_messages(running):
     pki_peer.put(Message(node.id, 1, 1, "t", b"hi", 1, 0.0))
     await asyncio.wait_for(reading, WAIT_S)
     assert base64.b64decode(got[0]["payload"]) == b"hi"
+
+
+async def test_an_ordered_subscription_streams_gaps_as_well(running):
+    node, _control, directory = running
+    got = []
+
+    def read():
+        for item in stream(socket_path(directory), None, "fifo"):
+            got.append(item)
+            if len(got) == 2:
+                return
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    await until(lambda: node._ordered)
+    (reader,) = node._ordered
+    message = Message(node.id, 1, 3, "t", b"hi", 1, 0.0)
+    reader.put_in_order(member_key(node.id), node.id, 1, 3, 3, [message], 0.0)
+    reader.close()
+    await asyncio.wait_for(reading, WAIT_S)
+    assert got[0] == {"gap": {"origin": node.id, "epoch": 1, "first": 1, "last": 2}}
+    assert base64.b64decode(got[1]["payload"]) == b"hi"
+
+
+async def test_an_order_that_is_unknown_is_refused(running):
+    _node, _control, directory = running
+    with pytest.raises(PlumtreeError, match="unknown order 'total'"):
+        await asyncio.to_thread(next, stream(socket_path(directory), None, "total"))
 
 
 async def test_no_node_behind_the_socket_says_how_to_start_one(tmp_path):

@@ -208,11 +208,29 @@ def test_publish_subscribe_and_status_through_the_socket(files):
 )
 def test_a_subscriber_says_that_its_node_ended(monkeypatch, capsys, count, code, says):
     last = {"id": "a/1/1", "payload": "b25l"}
-    monkeypatch.setattr(control, "stream", lambda path, topic: iter([last]))
+    monkeypatch.setattr(control, "stream", lambda path, topic, order: iter([last]))
     assert run(["subscribe", "--state-dir", "s", *count]) == code
     printed = capsys.readouterr()
     assert printed.out == "a/1/1 one\n"
     assert printed.err == f"{says}\n"
+
+
+def test_an_ordered_reader_is_told_of_gaps_which_are_no_messages(monkeypatch, capsys):
+    came = [
+        {"id": "a/1/1", "payload": "b25l"},
+        {"gap": {"origin": "a", "epoch": 1, "first": 2, "last": 3}},
+        {"id": "a/1/4", "payload": "Zm91cg=="},
+        {"id": "a/1/5", "payload": "Zml2ZQ=="},
+    ]
+    orders = []
+    monkeypatch.setattr(
+        control, "stream", lambda path, topic, order: orders.append(order) or iter(came)
+    )
+    assert run(["subscribe", "--state-dir", "s", "--fifo", "--count", "2"]) == 0
+    printed = capsys.readouterr()
+    assert orders == ["fifo"]
+    assert printed.out == "a/1/1 one\na/1/4 four\n"
+    assert printed.err == "gap: 2 to 3 of a/1 did not come in time\n"
 
 
 def refused(*arguments, env=None):

@@ -75,9 +75,14 @@ async def test_what_does_not_come_in_time_is_a_gap_at_its_place(pki):
         async with b.subscribe(order="fifo", gap_timeout=0.2) as messages:
             come(b, a, 1, 4)
             assert await read(messages, 3) == [1, (2, 3), 4]
-            come(b, a, 2, 5)
+            come(b, a, 2, 5, 8)
             assert await read(messages, 1) == [5]
-            assert messages.late == 1
+            stats = b.stats()
+            counts = [stats[f"order_{name}"] for name in ("gaps", "late", "held")]
+            assert counts == [messages.gaps, messages.late, messages.held] == [1, 1, 1]
+        # What was held back when it ended came with its gap.
+        stats = b.stats()
+        assert [stats[f"order_{name}"] for name in ("gaps", "late", "held")] == [2, 1, 0]
 
 
 async def test_messages_of_other_topics_are_no_gaps(pki):

@@ -165,15 +165,17 @@ def test_what_comes_of_an_older_epoch_after_a_newer_one_is_told_as_a_hole():
     assert rig.back.late == 2
 
 
-def test_above_the_bound_the_oldest_hole_is_given_up_at_once():
-    # Three items in three ranges, and nothing more.
-    rig = Rig(items_max=6)
+def test_above_the_bound_the_first_hole_of_whoever_holds_most_is_given_up_at_once():
+    # Four items in four ranges, and nothing more.
+    rig = Rig(items_max=8)
     for origin in (A, B):
         rig.put(1, origin=origin)
         rig.put(3, origin=origin)
-    rig.put(4)
-    assert seqs(rig.put(5, origin=B)) == [Hole(A, 1, 2, 2), 3, 4]
-    assert rig.back.held == 2
+    rig.put(5, origin=B)
+    rig.put(7, origin=B)
+    assert seqs(rig.put(9, origin=B)) == [Hole(B, 1, 2, 2), 3]
+    assert rig.back.held == 4
+    assert seqs(rig.put(2)) == [2, 3]
 
 
 def test_a_reader_that_goes_gets_what_was_held_with_its_holes():

@@ -84,6 +84,7 @@ WIRED = {
         "tests/net/test_link.py",
     ),
     "plumtree_quic/proto/core.py": ("tests/proto/test_core.py", "tests/sim/test_joining.py"),
+    "plumtree_quic/proto/fifo.py": ("tests/proto/test_fifo.py",),
     "plumtree_quic/proto/health.py": ("tests/proto/test_health.py", "tests/proto/test_swim.py"),
     "plumtree_quic/proto/seeds.py": ("tests/proto/test_seeds.py",),
     "plumtree_quic/proto/swim.py": ("tests/proto/test_swim.py", "tests/sim/test_joining.py"),
@@ -104,6 +105,7 @@ WIRED = {
         "tests/node/test_rotation.py",
     ),
 }
+_FIFO = "plumtree_quic/proto/fifo.py"
 _GATE = "plumtree_quic/security/gate.py"
 _POLICY = "plumtree_quic/security/policy.py"
 _LISTS = "plumtree_quic/security/revocation.py"
@@ -117,6 +119,8 @@ _DRIVER = "plumtree_quic/driver.py"
 
 # (file, text, what takes its place): the text must be there exactly once.
 ALSO = (
+    (_FIFO, "while self._load > self._items_max:", "while False:"),
+    (_FIFO, "key=lambda each: self._origins[each].load", "key=lambda each: 0"),
     (_GATE, "verdict = self._verifier.check_bundle(bundle, now)", "verdict = Verdict.GOOD"),
     (_GATE, "self._policy is None and type(message) not in _JUDGED", "True"),
     (
