@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, overload
+from typing import Literal, Self, get_args, overload
 
 import attrs
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -66,6 +66,7 @@ from plumtree_quic.subscription import (
     Message,
     OrderedSubscription,
     Subscription,
+    WhenFull,
 )
 
 __all__ = [
@@ -302,6 +303,8 @@ class Node:
         self._ordered: list[OrderedSubscription] = []
         # Of ordered subscriptions that have ended.
         self._order_gaps = self._order_late = 0
+        # Of all that have ended.
+        self._dropped = self._overflows = 0
         self._settling: asyncio.TimerHandle | None = None
         self._events: list[deque[ClusterEvent]] = []
         self._event_waiters: list[asyncio.Future[None]] = []
@@ -767,6 +770,7 @@ class Node:
         own: bool = False,
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
         order: Literal["unordered"] = "unordered",
+        when_full: WhenFull = "disconnect",
     ) -> Subscription: ...
 
     @overload
@@ -788,6 +792,7 @@ class Node:
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
         order: Literal["unordered", "fifo"] = "unordered",
         gap_timeout: float | None = None,
+        when_full: WhenFull = "disconnect",
     ) -> Subscription | OrderedSubscription:
         """Receive what is delivered from now on; `topic` None takes every topic.
 
@@ -795,6 +800,9 @@ class Node:
         "unordered", as they come, or "fifo", each origin's in the order in which it sent them, with
         a `Gap` where something did not come in time. gap_timeout: seconds for which a message that
         holds others up is waited for; `message_cache_ttl` by default, for nobody serves it longer.
+        when_full: what happens when `buffer` messages wait and one more comes: "disconnect" ends
+        the subscription with an error, "drop_oldest" and "drop_newest" drop one, count it
+        (`Subscription.dropped`) and say so in the log. Order and drops do not go together.
 
         Raises:
             ConfigError: one of these is out of range, or no order of that name is known.
@@ -803,14 +811,20 @@ class Node:
         driver = self._running()
         if buffer < 1:
             raise ConfigError(f"buffer={buffer}: must be at least 1 message")
+        if when_full not in get_args(WhenFull):
+            raise ConfigError(f"when_full={when_full!r}: must be one of {get_args(WhenFull)}")
         if order == "unordered":
             if gap_timeout is not None:
                 raise ConfigError('gap_timeout is for order="fifo": nothing else waits for a gap')
-            subscription = Subscription(self._unsubscribe, topic, own, buffer)
+            subscription = Subscription(self._unsubscribe, topic, own, buffer, when_full)
             self._subscriptions.append(subscription)
             return subscription
         if order != "fifo":
             raise ConfigError(f'order={order!r}: must be "unordered" or "fifo"')
+        if when_full != "disconnect":
+            raise ConfigError(
+                f'when_full={when_full!r}: order="fifo" has no place for silent holes'
+            )
         config = self.config
         timeout_s = config.message_cache_ttl if gap_timeout is None else gap_timeout
         if not 0 <= timeout_s < float("inf"):
@@ -826,11 +840,17 @@ class Node:
         return ordered
 
     def _unsubscribe(self, subscription: object) -> None:
+        for each in self._subscriptions:
+            if each is subscription:
+                self._dropped += each.dropped
+                self._overflows += each.overflowed
+        for ordered in self._ordered:
+            if ordered is subscription:
+                self._overflows += ordered.overflowed
+                self._order_gaps += ordered.gaps
+                self._order_late += ordered.late
         self._subscriptions = [each for each in self._subscriptions if each is not subscription]
-        ended = [each for each in self._ordered if each is subscription]
         self._ordered = [each for each in self._ordered if each is not subscription]
-        self._order_gaps += sum(each.gaps for each in ended)
-        self._order_late += sum(each.late for each in ended)
 
     async def send(self, node_id: NodeId | str, payload: bytes) -> None:
         """Send `payload` to one member (`Delegate.on_direct` there); at most once, in order.
@@ -1015,6 +1035,9 @@ class Node:
             "links": len(driver.core.peers()),
             "members_alive": driver.core.table.alive_count(),
             "local_health": driver.core.local_health,
+            "subscription_dropped": self._dropped
+            + sum(each.dropped for each in self._subscriptions),
+            "subscription_overflows": self._overflows,
             "order_held": sum(each.held for each in self._ordered),
             "order_gaps": self._order_gaps + sum(each.gaps for each in self._ordered),
             "order_late": self._order_late + sum(each.late for each in self._ordered),

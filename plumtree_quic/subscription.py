@@ -5,10 +5,11 @@ Queues between the node and its readers; they know no link, no tree and no codec
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 import attrs
 
@@ -16,11 +17,24 @@ from plumtree_quic.errors import LocalProtocolError
 from plumtree_quic.ids import MemberKey, MessageId, NodeId
 from plumtree_quic.proto.fifo import HoldBack, Hole, IsAwaited, SeenThrough
 
-__all__ = ["SUBSCRIPTION_MESSAGES_MAX", "Gap", "Message", "OrderedSubscription", "Subscription"]
+__all__ = [
+    "SUBSCRIPTION_MESSAGES_MAX",
+    "Gap",
+    "Message",
+    "OrderedSubscription",
+    "Subscription",
+    "WhenFull",
+]
 
 logger = logging.getLogger("plumtree_quic")
 
 SUBSCRIPTION_MESSAGES_MAX = 262_144
+
+# A reader that drops is told of in the log at once, and then so often at most.
+DROPS_TOLD_EVERY_S = 60.0
+
+WhenFull = Literal["disconnect", "drop_oldest", "drop_newest"]
+"""What becomes of a reader that falls further behind than its buffer."""
 
 _T = TypeVar("_T")
 
@@ -63,10 +77,18 @@ class _Reader(Generic[_T]):
     """What waits for an application that iterates over it."""
 
     def __init__(
-        self, end: Callable[[object], None], topic: str | None, own: bool, buffer: int
+        self,
+        end: Callable[[object], None],
+        topic: str | None,
+        own: bool,
+        buffer: int,
+        when_full: WhenFull = "disconnect",
     ) -> None:
         self._end = end
         self._buffer = buffer
+        self._when_full = when_full
+        self._told_at = float("-inf")
+        self.dropped = 0
         self._queue: deque[_T] = deque()
         self._waiters: list[asyncio.Future[None]] = []
         self._overflowed = False
@@ -121,11 +143,26 @@ class _Reader(Generic[_T]):
         """Whether messages of this topic are for this reader."""
         return self.topic is None or self.topic == topic
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether it was ended because it fell too far behind."""
+        return self._overflowed
+
     def put(self, item: _T) -> None:
-        """Queue one more; a reader that is too far behind is ended, and told when it reads on."""
+        """Queue one more. A reader that is too far behind is ended, and told when it reads on; or
+        something is dropped for it, where it said so.
+        """
         if self._overflowed or self._closed:
             return
-        if len(self._queue) >= self._buffer:
+        if len(self._queue) < self._buffer:
+            self._queue.append(item)
+        else:
+            self._on_full(item)
+        if self._waiters:
+            self._wake()
+
+    def _on_full(self, item: _T) -> None:
+        if self._when_full == "disconnect":
             self._overflowed = True
             self._end(self)
             logger.error(
@@ -133,10 +170,24 @@ class _Reader(Generic[_T]):
                 self._buffer,
                 extra={"event": "subscription.overflow", "topic": self.topic},
             )
-        else:
+            return
+        self.dropped += 1
+        if self._when_full == "drop_oldest":
+            self._queue.popleft()
             self._queue.append(item)
-        if self._waiters:
-            self._wake()
+        now = time.monotonic()
+        if now - self._told_at >= DROPS_TOLD_EVERY_S:
+            self._told_at = now
+            logger.warning(
+                "a subscription is %d messages behind: %d dropped so far",
+                self._buffer,
+                self.dropped,
+                extra={
+                    "event": "subscription.dropped",
+                    "topic": self.topic,
+                    "dropped": self.dropped,
+                },
+            )
 
     def _wake(self) -> None:
         for waiter in self._waiters:
@@ -148,8 +199,12 @@ class _Reader(Generic[_T]):
 class Subscription(_Reader[Message]):
     """Messages of one topic (or all), as an async iterator. Use `async with node.subscribe()`.
 
-    Holds at most `buffer` undelivered messages; an application that falls further behind gets
-    `LocalProtocolError` from the iteration instead of a silent hole.
+    Holds at most `buffer` undelivered messages. An application that falls further behind gets
+    `LocalProtocolError` from the iteration instead of a silent hole; or, where it asked for that,
+    the oldest or the newest are dropped, counted and logged.
+
+    Attributes:
+        dropped: messages that this reader was not given, because it was too far behind.
     """
 
 

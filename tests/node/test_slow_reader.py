@@ -1,0 +1,94 @@
+"""An application that reads too slowly: what becomes of it is its own choice, and never silent."""
+
+import logging
+
+import pytest
+
+from plumtree_quic import (
+    ConfigError,
+    LocalProtocolError,
+    Message,
+    Node,
+    PlumtreeConfig,
+    QuicConfig,
+)
+from tests.rigs.pki import Pki
+
+
+@pytest.fixture(scope="module")
+def pki():
+    return Pki("test")
+
+
+def node(pki):
+    cert = pki.node("a")
+    quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
+    return Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:0")
+
+
+def put(reader, *seqs):
+    for seq in seqs:
+        reader.put(Message(reader_id, 1, seq, "t", b"x", 1, 0.0))
+
+
+reader_id = "spiffe://test/node/a"
+
+
+async def read(reader, count):
+    return [(await anext(reader)).seq for _ in range(count)]
+
+
+async def test_it_is_ended_with_an_error_after_what_it_had_got(pki, caplog):
+    async with node(pki) as a:
+        reader = a.subscribe(buffer=2)
+        put(reader, 1, 2, 3)
+        assert await read(reader, 2) == [1, 2]
+        with pytest.raises(LocalProtocolError, match="more than 2 messages behind"):
+            await anext(reader)
+        assert a.stats()["subscription_overflows"] == 1
+        assert a.stats()["subscription_dropped"] == 0
+    assert [each.event for each in caplog.records if hasattr(each, "event")].count(
+        "subscription.overflow"
+    ) == 1
+
+
+@pytest.mark.parametrize(
+    ("when_full", "left"), [("drop_oldest", [3, 4, 5]), ("drop_newest", [1, 2, 3])]
+)
+async def test_it_may_have_the_oldest_or_the_newest_dropped_counted_and_logged_once(
+    pki, caplog, when_full, left
+):
+    caplog.set_level(logging.WARNING, "plumtree_quic")
+    async with node(pki) as a:
+        async with a.subscribe(buffer=3, when_full=when_full) as reader:
+            put(reader, 1, 2, 3, 4, 5)
+            assert reader.dropped == 2
+            assert a.stats()["subscription_dropped"] == 2
+            assert await read(reader, 3) == left
+            put(reader, 6)
+            assert await read(reader, 1) == [6]
+        # Counted on when the reader has gone.
+        assert a.stats()["subscription_dropped"] == 2
+        assert a.stats()["subscription_overflows"] == 0
+    told = [each for each in caplog.records if getattr(each, "event", "") == "subscription.dropped"]
+    assert [each.dropped for each in told] == [1]
+
+
+async def test_a_relay_is_held_up_by_no_reader(pki):
+    async with node(pki) as a, a.subscribe(own=True, buffer=1, when_full="drop_newest") as reader:
+        for _ in range(1_000):
+            await a.broadcast(b"x")
+        assert (reader.pending, reader.dropped) == (1, 999)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"when_full": "wait"}, "when_full='wait': must be one of"),
+        ({"when_full": "drop_oldest", "order": "fifo"}, "no place for silent holes"),
+    ],
+)
+async def test_what_cannot_be_is_refused(pki, options, says):
+    async with node(pki) as a:
+        with pytest.raises(ConfigError, match=says):
+            a.subscribe(**options)
