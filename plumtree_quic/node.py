@@ -1042,6 +1042,7 @@ class Node:
             "order_gaps": self._order_gaps + sum(each.gaps for each in self._ordered),
             "order_late": self._order_late + sum(each.late for each in self._ordered),
             "parked_expired": driver.core.parked_expired,
+            "parked_refused": driver.core.parked_refused,
             **{f"swim_{name}": count for name, count in driver.core.swim_counters().items()},
             **{f"net_{name}": count for name, count in driver.net_counters().items()},
             **driver.security_counters(),

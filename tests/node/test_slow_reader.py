@@ -11,8 +11,14 @@ from plumtree_quic import (
     Node,
     PlumtreeConfig,
     QuicConfig,
+    driver,
+    wire,
 )
+from plumtree_quic.ids import member_key
+from plumtree_quic.messages import Repair
+from plumtree_quic.proto.effects import Send
 from tests.rigs.pki import Pki
+from tests.rigs.waiting import linked, until
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +26,8 @@ def pki():
     return Pki("test")
 
 
-def node(pki):
-    cert = pki.node("a")
+def node(pki, name="a"):
+    cert = pki.node(name)
     quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
     return Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:0")
 
@@ -92,3 +98,15 @@ async def test_what_cannot_be_is_refused(pki, options, says):
     async with node(pki) as a:
         with pytest.raises(ConfigError, match=says):
             a.subscribe(**options)
+
+
+async def test_what_a_peer_asks_for_and_does_not_read_is_refused_and_counted(pki, monkeypatch):
+    monkeypatch.setattr(driver, "REPAIR_BACKLOG_BYTES", -1)
+    async with node(pki) as a, node(pki, "b") as b:
+        await b.join([a.address])
+        await linked([a, b])
+        key = member_key(a.id)
+        bundle = wire.build_bundle(origin=key, epoch=1, first=1, messages=[("t", b"x")])
+        a._driver._perform([Send(b.id, Repair(1, bundle))], a._driver._loop.time())
+        assert a.stats()["grafts_busy"] == 1
+        await until(lambda: b.stats()["grafts_refused"] == 1)

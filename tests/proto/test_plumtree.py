@@ -902,6 +902,7 @@ def test_x18_grafts_over_the_rate_are_answered_busy(burst, rate):
     answers = [me.receive(P[1], ask((1, 1), promote=True), 1.0) for _ in range(burst + 4)]
     assert sum(len(repairs(a)) for a in answers) == burst
     assert [refusals(a) for a in answers[burst:]] == [[(RefusedReason.BUSY, ((1, 1),))]] * 4
+    assert me.stats()["grafts_over_rate"] == 4
     # Other peers have a budget of their own, and time refills it.
     assert repairs(me.receive(P[2], ask((1, 1)), 1.0)) == [(P[2], 1)]
     assert repairs(me.receive(P[1], ask((1, 1)), 1.0 + 1.01 / rate)) == [(P[1], 1)]
@@ -1144,6 +1145,7 @@ def test_a_busy_parent_is_replaced_by_the_next_announcer():
     me.receive(P[0], GraftRefused(ORIGIN, 1, ((2, 2),), RefusedReason.BUSY), 1.01)
     assert grafts(me.advance(1.1)) == [(P[1], ((2, 2),), True)]
     assert me.parent(ORIGIN) == P[1]
+    assert me.stats()["grafts_refused"] == 1
 
 
 # --- seen sets ----------------------------------------------------------------------------------
@@ -1223,6 +1225,7 @@ def test_a_bundle_that_opens_one_gap_too_many_is_not_taken_while_the_lowest_is_o
 def test_what_is_refused_is_seen_and_neither_delivered_nor_held_nor_forwarded():
     me = up()
     assert me.refuse(P[0], gossip(1), 0.0) == []
+    assert me.stats()["tree_refused"] == 1
     assert me.has_seen(bundle(1))
     assert me.cache_messages() == 0
     assert me.parent(ORIGIN) == P[0]

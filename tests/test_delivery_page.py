@@ -1,0 +1,45 @@
+"""docs/delivery.md names every counter of a loss, and a test that shows each."""
+
+import re
+from pathlib import Path
+
+from plumtree_quic import Node, PlumtreeConfig, QuicConfig
+from tests.rigs.pki import Pki
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "delivery.md").read_text()
+# What a counter is called that counts something that did not get through.
+LOSSES = re.compile(
+    r"lost|dropped|refused|stale|expired|clipped|oversized|malformed|not_allowed|overflow|gaps|late$"
+    r"|failed|busy|over_|throttled|congested|equivocations|_cut$|demoted|filtered|rejected|keys_(?!"
+    r"chains|signatures|good|learnt|forgotten)"
+)
+# Of membership, of certificates and of the log, and copies too many: no message is lost by these.
+OTHERS = re.compile(r"swim_|gate_certificates_refused|security_|net_links_over|tree_repairs_late")
+
+
+def rows():
+    return [line for line in PAGE.splitlines() if line.startswith("| `")]
+
+
+def test_every_row_names_a_test_that_exists():
+    assert len(rows()) > 20
+    for row in rows():
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
+        assert named, row
+        for path, name in named:
+            assert f"def {name}(" in (ROOT / path).read_text(), name
+
+
+async def test_every_counter_of_a_loss_is_on_the_page_and_every_counter_on_the_page_is_counted():
+    pki = Pki("test")
+    cert = pki.node("a")
+    quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
+    async with Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:0") as node:
+        counted = set(node.stats())
+    losses = {name for name in counted if LOSSES.search(name) and not OTHERS.search(name)}
+    assert len(losses) > 30
+    named = set(re.findall(r"`([a-z]+_[a-z0-9_]+|congested)`", PAGE))
+    assert losses - named == set()
+    in_rows = {name for row in rows() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert in_rows - counted == set()
