@@ -151,7 +151,7 @@ def test_the_report_counts_extra_copies_and_hops():
 
 
 # Those of the first 25 that take less than two seconds.
-@pytest.mark.parametrize("seed", [0, 1, 3, 5, 6, 7, 10, 11, 12, 13, 15, 16, 17, 19, 21, 22, 24])
+@pytest.mark.parametrize("seed", [0, 1, 3, 5, 6, 7, 9, 10, 11, 12, 13, 16, 18, 19, 20, 21, 22, 24])
 def test_s02_every_rule_holds_in_a_storm_and_all_agree_after_it(seed):
     outcome = storms.weather_a_storm(seed)
     assert not outcome.violation, f"{outcome.violation}\n{outcome.options}\n{outcome.replay}"
