@@ -19,6 +19,7 @@ import attrs
 from plumtree_quic.config import PlumtreeConfig, SyncConfig
 from plumtree_quic.sim.cluster import Cluster
 from plumtree_quic.sim.faults import Storm, draw_weather
+from plumtree_quic.sim.order import HOLD_S, Readers
 from plumtree_quic.sim.report import Report, Violation
 
 __all__ = ["Outcome", "main", "weather_a_storm"]
@@ -106,6 +107,7 @@ def _preset(name: str) -> PlumtreeConfig:
 
 
 def _run(cluster: Cluster, rng: Random, nodes: int, seconds: float, rate: float, size: int) -> None:
+    readers = Readers(cluster)
     cluster.grow(nodes, seeds=min(3, nodes), gap_s=rng.choice((0.0, 0.01, 0.5)))
     cluster.run(rng.choice((0.0, 1.0, 10.0)))
     names = tuple(cluster.hosts)
@@ -130,6 +132,10 @@ def _run(cluster: Cluster, rng: Random, nodes: int, seconds: float, rate: float,
             f"L2: {len(missing)} deliveries are missing {CALM_S:g} s after the storm, the first "
             f"at {life.name}: {bundle.first}..{bundle.last} of epoch {bundle.epoch}"
         )
+    # What does not come is given up by then.
+    cluster.run(2 * HOLD_S, lambda: not readers.held(), look_s=1.0)
+    if readers.held():
+        raise Violation(f"FIFO: {readers.held()} messages are held back when all is calm")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -164,6 +164,8 @@ class Journal:
         self.crashes: list[tuple[float, Life]] = []
         # Nodes that tell lies on purpose: what they say, and owe, is no violation of ours.
         self.liars: set[NodeId] = set()
+        # Told of each delivery as well: ordered readers.
+        self.also_delivered: Callable[[Life, Deliver, float], None] | None = None
         # Told in words what happens, for a trace that people read; None: nobody reads.
         self.tell: Callable[[str], None] | None = None
 
@@ -239,6 +241,8 @@ class Journal:
         life.due.append((now + self._interval_s, index, links))
         item.hop = max(item.hop, effect.hop)
         item.latencies.append(now - item.at)
+        if self.also_delivered is not None:
+            self.also_delivered(life, effect, now)
         self._unhashed.append(pack("!dIB", now, index, effect.hop))
         if self.tell is not None:
             self.tell(
