@@ -986,7 +986,7 @@ class Driver:
         context.heard_at = now
         path = link.path()
         loss = context.loss.look(path.sent, path.lost)
-        self._perform(self.core.heard(peer, now, path.rtt_s, 3 * path.pto_s, loss), now)
+        self.core.heard(peer, now, path.rtt_s, 3 * path.pto_s, loss)
 
     def _on_link_up(self, event: LinkUp, now: float) -> None:
         link, peer, hello = event.link, event.peer, event.hello

@@ -301,10 +301,8 @@ class Node:
         self._driver: Driver | None = None
         self._subscriptions: list[Subscription] = []
         self._ordered: list[OrderedSubscription] = []
-        # Of ordered subscriptions that have ended.
-        self._order_gaps = self._order_late = 0
-        # Of all that have ended.
-        self._dropped = self._overflows = 0
+        # What subscriptions that have ended had counted.
+        self._order_gaps = self._order_late = self._dropped = self._overflows = 0
         self._settling: asyncio.TimerHandle | None = None
         self._events: list[deque[ClusterEvent]] = []
         self._event_waiters: list[asyncio.Future[None]] = []

@@ -289,7 +289,7 @@ class Core:
         rtt_s: float,
         silent_after_s: float,
         loss: float = 0.0,
-    ) -> list[Effect]:
+    ) -> None:
         """Something fresh came from `peer`: an ack that advanced, a frame.
 
         rtt_s: the link's smoothed round trip. silent_after_s: 3 PTO, how long the link may stay
@@ -299,10 +299,9 @@ class Core:
         # Silence is the probe time-out or 3 PTO, whichever is longer: an idle parent on a quick
         # link is not silent after 80 ms.
         waits_s = max(silent_after_s, self._probe_timeout_s)
-        takes_s = crossing_s(rtt_s, silent_after_s / 3, loss) if loss else rtt_s / 2
+        takes_s = crossing_s(rtt_s, silent_after_s / 3, loss)
         self._plumtree.heard(peer, now, rtt_s, waits_s, takes_s)
         self._swim.heard(peer, now, silent_after_s)
-        return []
 
     def broadcast(self, bundle: Bundle, now: float) -> list[Effect]:
         """Push a bundle of our own; its sequence numbers follow the last one's."""
@@ -394,8 +393,7 @@ class Core:
             effects += self._release_hold(now)
         if self._expecting_until is not None:
             effects += self._look_at_expected(self._expecting_until, now)
-        if self._parked:
-            self._fire_parked(now)
+        self._fire_parked(now)
         return effects + self._make_room(now)
 
     # --- queries --------------------------------------------------------------------------------
@@ -588,8 +586,6 @@ class Core:
     def _make_room(self, now: float) -> list[Effect]:
         """More links than there may be: let go what we do not need, then what only others want."""
         effects: list[Effect] = []
-        if len(self._links) <= self._overlay.links_max:
-            return effects
         while len(self._links) - len(self._unwanted) > self._overlay.links_max:
             shed = self._overlay.shed()
             if shed:

@@ -160,9 +160,7 @@ class HoldBack(Generic[_T]):
         """Hand over all that is held, with holes for what is missing: the reader is about to go."""
         out: list[_T | Hole] = []
         while self._waiting:
-            origin = next(iter(self._waiting))
-            out += self._give_up(origin, now)
-            self._tidy(origin)
+            out += self._give_up(next(iter(self._waiting)), now)
         return out
 
     # --- one origin -----------------------------------------------------------------------------

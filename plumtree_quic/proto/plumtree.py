@@ -954,12 +954,7 @@ class Plumtree:
                 stream.owed.clear()
         for link in self._links.values():
             announcements = batch.announcements(link.bit)
-            if not announcements:
-                continue
             self.counters.announcements_sent += len(announcements)
-            if len(announcements) <= IHAVE_ENTRIES_MAX:
-                effects.append(Send(link.peer, IHave(announcements)))
-                continue
             for at in range(0, len(announcements), IHAVE_ENTRIES_MAX):
                 some = announcements[at : at + IHAVE_ENTRIES_MAX]
                 effects.append(Send(link.peer, IHave(some)))

@@ -461,9 +461,7 @@ class Host:
         if now - end.reported_at < HEARD_EVERY_S or not end.up:
             return
         end.reported_at = now
-        effects = self.core.heard(end.peer, now, *end.timing())
-        if effects:
-            self._perform(effects)
+        self.core.heard(end.peer, now, *end.timing())
 
     def _check_later(self) -> None:
         if not self._checking and self.life.due:

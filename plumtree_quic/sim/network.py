@@ -138,8 +138,7 @@ class _Lane:
     starved: bool = False
 
 
-_LANES = tuple(Lane)
-_NOTHING_YET = (0,) * len(_LANES)
+_NOTHING_YET = (0,) * len(Lane)
 
 
 class End:

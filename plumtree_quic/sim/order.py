@@ -29,27 +29,21 @@ _Item = tuple[MemberKey, int, int]
 
 @attrs.define(eq=False)
 class _Reader:
-    """delivered, handed, in_holes: messages so far. at: of each origin what was handed last."""
+    """delivered, handed: messages so far. at: of each origin what was handed over last."""
 
     back: HoldBack[_Item]
     delivered: int = 0
     handed: int = 0
     holes: list[Hole] = attrs.field(factory=list)
-    late: int = 0
     at: dict[MemberKey, tuple[int, int]] = attrs.field(factory=dict)
 
 
 class Readers:
-    """Ordered readers for a cluster; make it before anything is published.
-
-    Attributes:
-        handed, gaps: messages that were handed over in order so far, and holes that were told.
-    """
+    """Ordered readers for a cluster; make it before anything is published."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._readers: dict[Life, _Reader] = {}
-        self.handed = self.gaps = 0
         cluster.journal.also_delivered = self._on_delivered
         cluster.time.after(SETTLE_EVERY_S, self._settle)
 
@@ -66,7 +60,6 @@ class Readers:
         out = reader.back.put(key, epoch, first, last, items, now)
         if reader.back.late > late:
             # Told, now or before, and not at its place any more.
-            reader.late += len(items)
             out = []
         self._hand_over(life, reader, out)
 
@@ -88,21 +81,20 @@ class Readers:
             if isinstance(each, Hole):
                 origin, epoch, first, last = each.origin, each.epoch, each.first, each.last
                 reader.holes.append(each)
-                self.gaps += 1
             else:
                 (origin, epoch, first), last = each, each[2]
                 reader.handed += 1
-                self.handed += 1
             if (epoch, first) <= reader.at.get(origin, (0, 0)):
                 raise Violation(
                     f"FIFO: {life.name} is handed {first} of epoch {epoch} after "
                     f"{reader.at[origin]} of the same origin"
                 )
             reader.at[origin] = (epoch, last)
-        if reader.handed + reader.late + reader.back.held != reader.delivered:
+        back = reader.back
+        if reader.handed + back.late + back.held != reader.delivered:
             raise Violation(
                 f"told: of {reader.delivered} messages {life.name} was handed {reader.handed}, "
-                f"{reader.back.held} are held back and {reader.late} came too late"
+                f"{back.held} are held back and {back.late} came too late"
             )
 
     def held(self) -> int:

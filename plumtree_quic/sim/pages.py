@@ -2,7 +2,7 @@
 
 Each event is at another node than the one before, so thousands of nodes are read from memory all
 over, and with pages of 4 KiB finding each of them takes longer than reading it. A page of 2 MiB
-holds five nodes. Python's own allocator asks for such pages only where the whole system does.
+holds a dozen nodes. Python's own allocator asks for such pages only where the whole system does.
 """
 
 import ctypes

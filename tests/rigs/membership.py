@@ -371,7 +371,7 @@ class Cluster:
         link = host.links.get(peer)
         if link is not None:
             link["heard", host.id] = self.now
-            self.input(host, lambda core: core.heard(peer, self.now, 2 * LATENCY_S, 0.05))
+            self.input(host, lambda core: core.heard(peer, self.now, 2 * LATENCY_S, 0.05) or [])
 
     def want(self, host, peer):
         if peer not in host.wanted:

@@ -31,6 +31,7 @@ from plumtree_quic.security.gate import Gate, Unsigned
 from plumtree_quic.security.keyring import Verdict
 from plumtree_quic.security.signatures import Kind, fact_kind
 from plumtree_quic.sim.keys import Authority, SimRing
+from tests.rigs.wire_examples import DATAGRAMS, STREAMS
 
 WALL_MS = 1_790_000_000_000
 A, B, C, ME = (NodeId.parse(f"spiffe://test/node/{name}") for name in ("a", "b", "c", "me"))
@@ -159,6 +160,27 @@ def test_a_bundle_under_another_members_certificate_is_refused_and_no_strike(rig
     out = rig.gate.admit(B, Gossip(1, rig.knows(A, C).bundle(A, by=C)), 0.0)
     assert (out.messages, out.strikes) == ([], 0)
     assert out.refusals[0].verdict is Verdict.UNTRUSTED
+
+
+def test_what_passes_without_a_look_is_what_admit_lets_through_as_it_is(rig):
+    everything = [each for group in (STREAMS, DATAGRAMS) for each in group.values()]
+    judged = set()
+    for message in (each for some in everything for each in some):
+        if rig.gate.lets_pass(message):
+            out = rig.gate.admit(B, message, 0.0)
+            assert (out.messages, out.replies, out.refusals, out.checked) == ([message], [], [], 0)
+        else:
+            judged.add(type(message))
+    assert judged == {
+        Gossip, Repair, Facts, Ping, Ack, Records, CertificatesWanted, Certificates
+    }  # fmt: skip
+
+
+def test_nothing_passes_without_a_look_where_there_is_a_policy(rig):
+    message = IHave((Announcement(member_key(A), 1, 1, 1, 1),))
+    assert rig.gate.lets_pass(message)
+    rig.gate.use_policy(Rules(join=[B]))
+    assert not rig.gate.lets_pass(message)
 
 
 def test_an_unsigned_bundle_is_refused(rig):

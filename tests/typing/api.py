@@ -11,6 +11,7 @@ from plumtree_quic import (
     ConfigError,
     CredentialsError,
     Delegate,
+    Gap,
     Health,
     HealthStatus,
     Member,
@@ -18,6 +19,7 @@ from plumtree_quic import (
     MessageId,
     Node,
     NodeId,
+    OrderedSubscription,
     Peer,
     PlumtreeConfig,
     PlumtreeError,
@@ -133,6 +135,11 @@ async def by_hand(quic: QuicConfig, policy: Policy) -> None:
     assert_type(node.stats(), dict[str, int])
     assert_type(node.reload_credentials(), bool)
     assert_type(node.subscribe(), Subscription)
+    assert_type(node.subscribe(when_full="drop_oldest"), Subscription)
+    async with node.subscribe("orders", order="fifo", gap_timeout=1.0) as ordered:
+        assert_type(ordered, OrderedSubscription)
+        async for item in ordered:
+            assert_type(item, Message | Gap)
     node.rebalance()
     for peer in node.peers():
         print(peer.node_id, peer.address, peer.eager, peer.rtt_s, peer.score)
