@@ -15,6 +15,7 @@ The tree::
         IdentityConflict           another live process runs under our own identity
       LinkError                    the network's: a dial or a link failed; retried by itself
       JoinError                    no seed answered in time; the background retry goes on
+      StoreError                   the disk's, or what is in a store's file; nothing was lost
 
 A message says what happened, to what, and what to do. Anything else that escapes is a bug.
 """
@@ -32,6 +33,7 @@ __all__ = [
     "NotAllowed",
     "PlumtreeError",
     "RemoteProtocolError",
+    "StoreError",
     "WireError",
 ]
 
@@ -86,3 +88,7 @@ class LinkError(PlumtreeError):
 
 class JoinError(PlumtreeError):
     """No seed answered in time; joining goes on in the background."""
+
+
+class StoreError(PlumtreeError):
+    """A message store cannot be opened, read or written; the message names the file and the fix."""

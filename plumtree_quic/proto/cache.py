@@ -1,21 +1,18 @@
-"""What can be served: bundles by (origin, epoch), bounded by age, count and bytes. Knows no links.
+"""What can be served out of memory: bundles, bounded by age, count and bytes. Knows no links.
 
-Bundles leave in the order in which they arrived. `held` is kept as runs beside them, so that a
-digest costs nothing but copying it.
+Bundles leave in the order in which they arrived.
 """
 
-from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator
 from math import inf
 
 import attrs
 
 from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import Bundle
-from plumtree_quic.proto.seen import Intervals
+from plumtree_quic.shelf import Shelf
 
-__all__ = ["CACHE_BYTES_MAX", "Cache", "Held", "Shelf"]
+__all__ = ["CACHE_BYTES_MAX", "Cache", "Held"]
 
 CACHE_BYTES_MAX = 64 << 20
 # What a bundle costs beside its bytes: headers parsed, list and deque entries. Measured roughly.
@@ -33,68 +30,6 @@ class Held:
     hop: int
     at: float
     peer: NodeId | None
-
-
-class Shelf:
-    """The bundles of one (origin, epoch), in order of their sequence numbers."""
-
-    __slots__ = ("_entries", "_firsts", "_skip", "held")
-
-    def __init__(self) -> None:
-        self._firsts: list[int] = []
-        self._entries: list[Held] = []
-        # Entries before this index are gone: cutting them off one by one would move the list.
-        self._skip = 0
-        self.held = Intervals()
-
-    def find(self, seq: int) -> Held | None:
-        """The bundle that holds message `seq`."""
-        at = bisect_right(self._firsts, seq, self._skip) - 1
-        if at < self._skip:
-            return None
-        entry = self._entries[at]
-        return entry if seq <= entry.bundle.last else None
-
-    def between(self, first: int, last: int) -> Iterator[Held]:
-        """The bundles that hold any of first .. last, ascending."""
-        at = bisect_right(self._firsts, first, self._skip) - 1
-        if at < self._skip or self._entries[at].bundle.last < first:
-            at += 1
-        while at < len(self._entries) and self._firsts[at] <= last:
-            yield self._entries[at]
-            at += 1
-
-    def put(self, entry: Held) -> None:
-        """Take `entry` in; nothing here may overlap it."""
-        first = entry.bundle.first
-        firsts = self._firsts
-        if not firsts or first > firsts[-1]:
-            firsts.append(first)
-            self._entries.append(entry)
-        else:
-            at = bisect_left(firsts, first, self._skip)
-            firsts.insert(at, first)
-            self._entries.insert(at, entry)
-        self.held.add(first, entry.bundle.last)
-
-    def drop(self, entry: Held) -> None:
-        """Take out `entry`, which is here; cheapest when it is the first."""
-        first = entry.bundle.first
-        at = bisect_left(self._firsts, first, self._skip)
-        if at == self._skip:
-            # The place stays until many can be cut off at once, the bundle must not.
-            self._entries[at] = self._entries[-1]
-            self._skip += 1
-            if self._skip == len(self._firsts) or (
-                self._skip >= 64 and self._skip * 2 >= len(self._firsts)
-            ):
-                del self._firsts[: self._skip]
-                del self._entries[: self._skip]
-                self._skip = 0
-        else:
-            del self._firsts[at]
-            del self._entries[at]
-        self.held.remove(first, entry.bundle.last)
 
 
 class Cache:
@@ -119,7 +54,7 @@ class Cache:
         self._messages_max = messages_max
         self._repair_s = repair_s
         self._bytes_max = bytes_max
-        self._order: deque[tuple[Shelf, Held]] = deque()
+        self._order: deque[tuple[Shelf[Held], Held]] = deque()
         self._asked_at = -inf
         self.messages = 0
         self.bytes = 0
@@ -129,7 +64,7 @@ class Cache:
         """Return the number of bundles."""
         return len(self._order)
 
-    def put(self, shelf: Shelf, entry: Held) -> None:
+    def put(self, shelf: Shelf[Held], entry: Held) -> None:
         """Keep `entry`, whose numbers nothing on `shelf` overlaps; what is over a bound leaves."""
         shelf.put(entry)
         self._order.append((shelf, entry))
@@ -152,9 +87,9 @@ class Cache:
             self._evict_oldest()
         self._shrink(now)
 
-    def forget(self, shelf: Shelf) -> None:
+    def forget(self, shelf: Shelf[Held]) -> None:
         """Drop a whole shelf: its epoch is over. Rare, so it may walk through everything."""
-        kept: deque[tuple[Shelf, Held]] = deque()
+        kept: deque[tuple[Shelf[Held], Held]] = deque()
         for other, entry in self._order:
             if other is shelf:
                 self.messages -= entry.bundle.count

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import attrs
 
 from plumtree_quic.ids import MemberKey
-from plumtree_quic.proto.seen import Intervals
+from plumtree_quic.intervals import Intervals
 
 __all__ = ["HoldBack", "Hole"]
 

@@ -24,6 +24,7 @@ import attrs
 
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import MemberKey, NodeId, member_key
+from plumtree_quic.intervals import Intervals
 from plumtree_quic.messages import (
     Announcement,
     Bundle,
@@ -39,7 +40,7 @@ from plumtree_quic.messages import (
     RefusedReason,
     Repair,
 )
-from plumtree_quic.proto.cache import Cache, Held, Shelf
+from plumtree_quic.proto.cache import Cache, Held
 from plumtree_quic.proto.effects import (
     Deliver,
     Effect,
@@ -54,7 +55,7 @@ from plumtree_quic.proto.effects import (
 )
 from plumtree_quic.proto.missing import ANNOUNCED_IDS_MAX, DIGEST, Gap, Missing, StreamKey
 from plumtree_quic.proto.owed import Owed, OwedBatch
-from plumtree_quic.proto.seen import Intervals
+from plumtree_quic.shelf import Shelf
 
 __all__ = ["Counters", "Plumtree"]
 
@@ -211,7 +212,7 @@ class _Stream:
     key: StreamKey
     origin: _Origin
     seen: Intervals = attrs.field(factory=Intervals)
-    shelf: Shelf = attrs.field(factory=Shelf)
+    shelf: Shelf[Held] = attrs.field(factory=Shelf)
     owed: list[Owed] = attrs.field(factory=list)
     claimed: Intervals = attrs.field(factory=Intervals)
 

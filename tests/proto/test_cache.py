@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plumtree_quic.proto.cache import ENTRY_BYTES, Cache, Held, Shelf
+from plumtree_quic.proto.cache import ENTRY_BYTES, Cache, Held
+from plumtree_quic.shelf import Shelf
 from tests.rigs.broadcast import bundle
 
 

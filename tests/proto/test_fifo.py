@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumtree_quic.ids import MemberKey
+from plumtree_quic.intervals import Intervals
 from plumtree_quic.proto.fifo import HoldBack, Hole
-from plumtree_quic.proto.seen import Intervals
 
 A, B = MemberKey(b"a" * 16), MemberKey(b"b" * 16)
 HOLD_S, QUIET_S = 10.0, 0.5

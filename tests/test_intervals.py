@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plumtree_quic.proto.seen import Intervals
+from plumtree_quic.intervals import Intervals
 
 RANGES = st.tuples(st.integers(1, 60), st.integers(0, 12)).map(lambda p: (p[0], p[0] + p[1]))
 STEPS = st.lists(st.tuples(st.booleans(), RANGES), max_size=40)
