@@ -16,6 +16,7 @@ from plumtree_quic.errors import (
     NotAllowed,
     PlumtreeError,
     RemoteProtocolError,
+    StoreError,
     WireError,
 )
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         CompressionConfig,
         HealthConfig,
         PlumtreeConfig,
+        StorageConfig,
         SyncConfig,
     )
     from plumtree_quic.ids import MessageId, NodeId
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     )
     from plumtree_quic.security.credentials import QuicConfig
     from plumtree_quic.security.policy import Policy
+    from plumtree_quic.store.contract import MessageStore
+    from plumtree_quic.store.memory import MemoryStore
+    from plumtree_quic.store.sqlite import SqliteStore
 
 __version__ = "0.1.0"
 
@@ -64,8 +69,10 @@ __all__ = [
     "LocalProtocolError",
     "Member",
     "MemberState",
+    "MemoryStore",
     "Message",
     "MessageId",
+    "MessageStore",
     "MessageTooLarge",
     "Node",
     "NodeClosed",
@@ -79,6 +86,9 @@ __all__ = [
     "QuicConfig",
     "Receipt",
     "RemoteProtocolError",
+    "SqliteStore",
+    "StorageConfig",
+    "StoreError",
     "Subscription",
     "SyncConfig",
     "WireError",
@@ -95,8 +105,10 @@ _HOME = {
     "HealthStatus": "plumtree_quic.node",
     "Member": "plumtree_quic.node",
     "MemberState": "plumtree_quic.messages",
+    "MemoryStore": "plumtree_quic.store.memory",
     "Message": "plumtree_quic.node",
     "MessageId": "plumtree_quic.ids",
+    "MessageStore": "plumtree_quic.store.contract",
     "Node": "plumtree_quic.node",
     "NodeId": "plumtree_quic.ids",
     "OrderedSubscription": "plumtree_quic.node",
@@ -105,6 +117,8 @@ _HOME = {
     "Policy": "plumtree_quic.security.policy",
     "QuicConfig": "plumtree_quic.security.credentials",
     "Receipt": "plumtree_quic.node",
+    "SqliteStore": "plumtree_quic.store.sqlite",
+    "StorageConfig": "plumtree_quic.config",
     "Subscription": "plumtree_quic.node",
     "SyncConfig": "plumtree_quic.config",
 }

@@ -42,6 +42,7 @@ __all__ = [
     "CompressionConfig",
     "HealthConfig",
     "PlumtreeConfig",
+    "StorageConfig",
     "SyncConfig",
     "parse_duration",
 ]
@@ -180,6 +181,30 @@ class SyncConfig:
     max_batch_size: int = _count(100, 1, 4_096)
     """Ranges of sequence numbers asked of one peer in one round. More heals faster and takes more
     of that peer's sync lane at once. 100 (guide)."""
+
+
+@attrs.frozen(kw_only=True)
+class StorageConfig:
+    """What is kept beyond the cache: so that who was away catches up, and slow readers do."""
+
+    enabled: bool = _flag(False)
+    """Keep what was delivered: in `state_dir` on the disk when the node has one, else in memory.
+    A `store` that is handed to the node is used whatever this says. Without a store a message can
+    be asked of us for `message_cache_ttl`. False (guide)."""
+
+    retention: float = _seconds(300.0, 1, 30 * 86_400)
+    """Seconds after it was broadcast for which a message is kept, and taken from others: who is
+    away longer misses some. Nodes of one cluster should agree. 300 s (guide)."""
+
+    max_messages: int = _count(100_000, 1, 100_000_000)
+    """Messages kept at most; above it the oldest go. 100,000 (guide)."""
+
+    max_bytes: int = _count(256 << 20, 1 << 20, 1 << 40)
+    """Bytes of them at most; above it the oldest go. 256 MiB (guess)."""
+
+    synchronous: str = _one_of("full", ("full", "normal"))
+    """On a disk: "full" waits until it has what was written, so that it survives a loss of power;
+    "normal" survives the end of the process alone, and is quicker. "full"."""
 
 
 @attrs.frozen(kw_only=True)
@@ -335,6 +360,9 @@ class PlumtreeConfig:
 
     sync: SyncConfig = attrs.field(factory=SyncConfig, validator=_is_part)
     """Anti-entropy."""
+
+    storage: StorageConfig = attrs.field(factory=StorageConfig, validator=_is_part)
+    """What is kept beyond the cache."""
 
     compression: CompressionConfig = attrs.field(factory=CompressionConfig, validator=_is_part)
     """Packing of bundles."""

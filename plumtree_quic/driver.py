@@ -23,6 +23,7 @@ from plumtree_quic.clocks import Clocks, Jump
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.errors import ConfigError, LinkError, PlumtreeError, WireError
 from plumtree_quic.ids import MemberKey, NodeId, member_key
+from plumtree_quic.ledger import LEDGER_EFFECTS, Ledger
 from plumtree_quic.messages import (
     Bundle,
     Direct,
@@ -77,6 +78,7 @@ from plumtree_quic.security.gate import Gate, Refusal, Unsigned
 from plumtree_quic.security.keyring import KeyRing, Verdict
 from plumtree_quic.security.policy import Policy
 from plumtree_quic.security.signatures import Kind, Signer, fact_kind, key_id_of
+from plumtree_quic.store.contract import Committed, Kept, MessageStore, Recovered
 
 __all__ = ["Driver", "Sink", "advertised_address"]
 
@@ -93,6 +95,9 @@ REPAIR_BACKLOG_BYTES = 65_536
 SWEEP_S = 60.0
 # The timer fires at least this often, so that a stalled loop notices its own lateness.
 HEARTBEAT_S = 1.0
+# How often in a retention time a store is asked to let old bundles go.
+EXPIRIES = 20
+_NO_ROOM = 1 << 62
 # Our first bundle is flooded and makes our tree; it holds one message, and what follows waits for
 # the prunes: four round trips, within these bounds (guesses, measured on 16 busy processes).
 FORMING_S = (0.05, BLOCKED_S)
@@ -118,7 +123,7 @@ CLOSE_OVERLOADED = 0x17
 class Sink:
     """What the driver tells the node. None of these may block, and only `deliver` may raise.
 
-    deliver: a bundle, after so many hops, is due to the application for the first time; raises
+    deliver: a bundle is due to the application for the first time, or is our own; raises
     WireError when it is malformed. fact: something happened in the cluster or in the tree.
     direct: a message for this node alone. link_up: a link has been greeted, or a seed has turned
     out to be ourselves. security_event: something that an operator's security log wants.
@@ -126,7 +131,7 @@ class Sink:
     newer start of our own identity lives, so stop.
     """
 
-    deliver: Callable[[Bundle, int], None]
+    deliver: Callable[[Kept], None]
     fact: Callable[[Effect], None]
     direct: Callable[[NodeId, Direct], None]
     link_up: Callable[[], None]
@@ -155,6 +160,7 @@ class Counters:
     peers_cut: int = 0
     blocked: int = 0
     congested: int = 0
+    store_full: int = 0
     turns: int = 0
     errors: int = 0
 
@@ -193,6 +199,7 @@ class Driver:
         epoch: the start epoch in milliseconds, see MessageId.
         judge: called before a bundle of a known origin is forwarded; False refuses it.
         policy: who may join, relay and publish; None: Policy.default.
+        store: opened already; `recovered` is what it said then.
     """
 
     def __init__(
@@ -206,6 +213,8 @@ class Driver:
         epoch: int,
         judge: Callable[[Bundle], bool] | None = None,
         policy: Policy | None = None,
+        store: MessageStore | None = None,
+        recovered: Recovered | None = None,
         rng: Random | None = None,
     ) -> None:
         self._quic = quic
@@ -217,6 +226,17 @@ class Driver:
         self.policy = policy if policy is not None else Policy.default(quic.node_id)
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
         self.epoch = epoch
+        self._recovered = recovered or Recovered()
+        self._ledger: Ledger | None = None
+        if store is not None:
+            # Not a bound method: the core is made anew when our epoch must rise.
+            self._ledger = Ledger(store, quic.node_id, lambda: self.core, self)
+        # Whether links are held back for the disk's sake, and when old bundles go next.
+        self._is_full = False
+        self._expire_at = 0.0
+        # Broadcasts up to this number are safe; who waits for more of them.
+        self._safe_seq = 0
+        self._safe_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._signer: Signer | None = None
         self._ring: KeyRing | None = None
         self._swept_at = 0.0
@@ -225,7 +245,11 @@ class Driver:
             self._ring = KeyRing(
                 quic.credentials,
                 wall_ms=_wall_ms,
-                retention_s=config.message_cache_ttl,
+                retention_s=max(
+                    config.message_cache_ttl,
+                    config.storage.retention,
+                    store.retention_s if store is not None else 0.0,
+                ),
                 is_revoked=self._is_revoked,
             )
         self._gate = Gate(
@@ -308,6 +332,7 @@ class Driver:
                 is_revoked=self._is_revoked,
             )
             self.core = self._make_core()
+            self._use_store(now)
         except BaseException:
             self._socket.close()
             raise
@@ -316,6 +341,16 @@ class Driver:
         self._clocks = Clocks()
         self._perform(self.core.start(now), now)
         self._turn()
+
+    def _use_store(self, now: float) -> None:
+        ledger = self._ledger
+        if ledger is None:
+            return
+        if self._ring is not None:
+            for chain in self._recovered.chains.values():
+                self._ring.offer(chain, now)
+        ledger.store.attach(self._loop.call_soon_threadsafe, self._on_commit)
+        ledger.recover(self._recovered)
 
     def _advertised(self) -> str:
         host, port = self._socket.address
@@ -414,7 +449,8 @@ class Driver:
         """What wire.build_* needs to sign in our name now."""
         signer = self._signer
         if signer is None:
-            return {}
+            # How old something is counts without signatures, too.
+            return {"signed_at": _wall_ms()}
         return {
             "algorithm": signer.algorithm,
             "key_id": signer.key_id,
@@ -485,7 +521,7 @@ class Driver:
         return True
 
     def _is_idle(self) -> bool:
-        if self._outbox:
+        if self._outbox or (self._ledger is not None and self._ledger.is_waiting):
             return False
         state_of = self.core.table.state_of
         # Who is known to be dead acknowledges nothing any more.
@@ -535,6 +571,9 @@ class Driver:
             for task in self._resolving:
                 task.cancel()
             self._socket.close()
+            for _, waiter in self._safe_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
             for waiters in (
                 self._egress_waiters,
                 self._idle_waiters,
@@ -547,7 +586,7 @@ class Driver:
     @property
     def egress_open(self) -> bool:
         """Whether the links that we push to have room for more."""
-        if self._blocked or self._loop.time() < self._forming_until:
+        if self._blocked or self._is_full or self._loop.time() < self._forming_until:
             return False
         return len(self._congested) * 2 <= len(self._endpoint.links())
 
@@ -611,6 +650,103 @@ class Driver:
             shortest, longest = FORMING_S
             self._forming_until = now + min(max(FORMING_ROUND_TRIPS * slowest, shortest), longest)
         self._perform(self.core.broadcast(bundle, now), now)
+        if self._ledger is not None:
+            self._ledger.broadcast(bundle, lambda: self._on_accepted(bundle.last))
+        else:
+            self._on_accepted(bundle.last)
+            self.hand_over(Kept(0, bundle, 0, self._quic.node_id))
+
+    # --- the store ------------------------------------------------------------------------------
+
+    def _on_accepted(self, seq: int) -> None:
+        self._safe_seq = seq
+        while self._safe_waiters and self._safe_waiters[0][0] <= seq:
+            waiter = self._safe_waiters.popleft()[1]
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_accepted(self, seq: int) -> bool:
+        """Wait until our broadcast of this number is in the store; False when we end before."""
+        if seq > self._safe_seq and not self.closed:
+            waiter = self._loop.create_future()
+            self._safe_waiters.append((seq, waiter))
+            await waiter
+        return seq <= self._safe_seq
+
+    def when_safe(self, ticket: int) -> asyncio.Future[None]:
+        """Be told when what the store was told under this ticket is safe."""
+        safe: asyncio.Future[None] = self._loop.create_future()
+        assert self._ledger is not None
+        self._ledger.after(ticket, lambda: None if safe.done() else safe.set_result(None))
+        return safe
+
+    def want_past(self) -> None:
+        """Fetch what others hold from before our time."""
+        now = self._loop.time()
+        self._perform(self.core.want_past(now), now)
+        self._schedule_turn()
+
+    def _on_commit(self, commit: Committed) -> None:
+        assert self._ledger is not None
+        try:
+            self._ledger.committed(commit)
+        except Exception:
+            self._note_error("what is safe could not be handed over; going on")
+        self._schedule_turn()
+
+    def _tend_store(self, ledger: Ledger, now: float) -> None:
+        """Hold everybody back while the disk is behind; read on for whoever has room."""
+        if ledger.is_full != self._is_full:
+            self._is_full = ledger.is_full
+            self.counters.store_full += self._is_full
+            for link in self._endpoint.links():
+                self._hold_for_store(link)
+        if ledger.is_serving:
+            ledger.pump()
+        if now >= self._expire_at:
+            store = ledger.store
+            store.expire(_wall_ms())
+            self._expire_at = now + max(HEARTBEAT_S, store.retention_s / EXPIRIES)
+
+    def _hold_for_store(self, link: NetLink) -> None:
+        link.hold(Lane.GOSSIP, self._is_full or link.peer in self._held)
+        link.hold(Lane.SYNC, self._is_full)
+
+    def hand_over(self, kept: Kept) -> None:
+        """A bundle is safe, or need not be: the application has it."""
+        try:
+            self._sink.deliver(kept)
+        except WireError as error:
+            # Its origin's fault, and no link's: relays do not open what they forward.
+            bundle, now = kept.bundle, self._loop.time()
+            self.counters.bundles_malformed += 1
+            if now - self._malformed_told_at >= MALFORMED_TOLD_EVERY_S:
+                self._malformed_told_at = now
+                self._sink.security_event(
+                    "bundle.malformed", {"origin": bundle.origin.hex(), "reason": str(error)}
+                )
+
+    def sync_backlog(self, peer: NodeId) -> int | None:
+        """Bytes that wait for the link to `peer` on its sync lane."""
+        link = self._endpoint.link(peer)
+        if link is None:
+            return None
+        # Asked for the sake of its answer being told when it changes.
+        return link.backlog(Lane.SYNC) if link.room(Lane.SYNC) > 0 else _NO_ROOM
+
+    def answer(self, peer: NodeId, message: Repair | GraftRefused) -> None:
+        """Queue an answer out of the store."""
+        link = self._endpoint.link(peer)
+        if link is not None:
+            link.send(message)
+
+    def chain_of(self, key_id: bytes) -> tuple[bytes, ...]:
+        """Certificates for the store."""
+        return (self._ring.chain(key_id) if self._ring is not None else None) or ()
+
+    def wall_ms(self) -> int:
+        """The wall clock."""
+        return _wall_ms()
 
     # --- direct messages ------------------------------------------------------------------------
 
@@ -655,6 +791,12 @@ class Driver:
         if self._ring is not None:
             counters |= attrs.asdict(self._ring.counters)
         return counters
+
+    def store_counters(self) -> dict[str, int]:
+        """What the store and the ledger have counted, by name; nothing without a store."""
+        if self._ledger is None:
+            return {}
+        return {**self._ledger.store.stats(), **attrs.asdict(self._ledger.counters)}
 
     def linked(self, peer: NodeId) -> bool:
         """Whether a greeted link to `peer` is up."""
@@ -780,6 +922,8 @@ class Driver:
             self._flush(now)
         if self._blocked:
             self._fire_blocked(now)
+        if self._ledger is not None:
+            self._tend_store(self._ledger, now)
 
     def _transmit(self, now: float) -> None:
         datagrams = self._endpoint.transmit(now)
@@ -863,8 +1007,7 @@ class Driver:
                 self._on_link_up(event, now)
             case LinkReplaced(link, peer, _):
                 link.context = _Peer()
-                if peer in self._held:
-                    link.hold(Lane.GOSSIP, True)
+                self._hold_for_store(link)
             case LinkDown(_, peer, code, reason, by_peer):
                 logger.info(
                     "link down: %s",
@@ -878,6 +1021,8 @@ class Driver:
                     self._accounts.strike(peer, now)
                 self._accounts.link_down(peer, now)
                 self._gate.link_down(peer)
+                if self._ledger is not None:
+                    self._ledger.link_down(peer)
                 self._unblock(peer)
                 self._wake(self._direct_waiters.pop(peer, deque()))
                 self._perform(self.core.link_down(peer, now), now)
@@ -998,6 +1143,7 @@ class Driver:
             return
         self._was_up = True
         link.context = _Peer()
+        self._hold_for_store(link)
         self._accounts.link_up(peer)
         logger.info(
             "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
@@ -1039,6 +1185,8 @@ class Driver:
         self.epoch = epoch
         self._sink.epoch_raised(epoch)
         self.core = self._make_core()
+        if self._ledger is not None:
+            self._ledger.recover(self._recovered)
         link.close(CLOSE_GOING_AWAY, "newer epoch", now)
         self._perform(self.core.start(now), now)
         self._perform(self.core.seeds(self._seed_addresses, now), now)
@@ -1077,7 +1225,7 @@ class Driver:
         if kind is Push:
             self._push(effect, now)  # type: ignore[arg-type]
         elif kind is Deliver:
-            self._deliver(effect, now)  # type: ignore[arg-type]
+            self._deliver(effect)  # type: ignore[arg-type]
         elif kind is Send:
             self._send(effect)  # type: ignore[arg-type]
         elif kind is SendDatagram:
@@ -1100,24 +1248,23 @@ class Driver:
             self._strike(effect, now)  # type: ignore[arg-type]
         elif kind is Equivocated:
             self._on_equivocation(effect, now)  # type: ignore[arg-type]
+        elif kind in LEDGER_EFFECTS:
+            if self._ledger is not None:
+                self._ledger.note(effect)  # type: ignore[arg-type]
         elif kind is Superseded:
             self._sink.superseded(effect.epoch)  # type: ignore[union-attr]
         else:
             self._sink.fact(effect)
 
-    def _deliver(self, effect: Deliver, now: float) -> None:
+    def _deliver(self, effect: Deliver) -> None:
         bundle = effect.bundle
         self.counters.bundles_delivered += 1
-        try:
-            self._sink.deliver(bundle, effect.hop)
-        except WireError as error:
-            # Its origin's fault, and no link's: relays do not open what they forward.
-            self.counters.bundles_malformed += 1
-            if now - self._malformed_told_at >= MALFORMED_TOLD_EVERY_S:
-                self._malformed_told_at = now
-                self._sink.security_event(
-                    "bundle.malformed", {"origin": bundle.origin.hex(), "reason": str(error)}
-                )
+        origin = self.core.node_id_of(bundle.origin)
+        assert origin is not None  # the core parks bundles of unknown origins
+        if self._ledger is not None:
+            self._ledger.delivered(effect, origin)
+        else:
+            self.hand_over(Kept(0, bundle, effect.hop, origin))
 
     def _send(self, effect: Send) -> None:
         link = self._endpoint.link(effect.peer)
@@ -1190,7 +1337,7 @@ class Driver:
         (self._held.add if held else self._held.discard)(source)
         link = self._endpoint.link(source)
         if link is not None:
-            link.hold(Lane.GOSSIP, held)
+            self._hold_for_store(link)
 
     def _want(self, effect: Link, now: float) -> None:
         peer, addresses = effect.peer, effect.addresses

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, get_args, overload
@@ -24,7 +25,8 @@ import attrs
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from plumtree_quic import wire
-from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.catchup import CatchUp, Place
+from plumtree_quic.config import PlumtreeConfig, StorageConfig
 from plumtree_quic.driver import Driver, Sink, advertised_address
 from plumtree_quic.errors import (
     ConfigError,
@@ -36,9 +38,11 @@ from plumtree_quic.errors import (
     NodeClosed,
     NotAllowed,
     PlumtreeError,
+    StoreError,
     WireError,
 )
-from plumtree_quic.ids import MessageId, NodeId
+from plumtree_quic.ids import MessageId, NodeId, member_key
+from plumtree_quic.intervals import Intervals
 from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
 from plumtree_quic.net.selftest import self_test
 from plumtree_quic.net.udp import parse_address
@@ -60,6 +64,8 @@ from plumtree_quic.proto.health import SCORE_MAX
 from plumtree_quic.security.audit import Audit
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.policy import POLICY_BYTES_MAX, Policy
+from plumtree_quic.store.contract import Kept, MessageStore, Recovered
+from plumtree_quic.store.memory import MemoryStore
 from plumtree_quic.subscription import (
     SUBSCRIPTION_MESSAGES_MAX,
     Gap,
@@ -238,6 +244,9 @@ class Node:
             segment, may do all of it.
         security_log: a file for security events, one JSON object a line, 0600, at most 16 MiB and
             one older file; they go to the delegate and to `logging` all the same.
+        store: keeps what was delivered, for others who were away and for readers that are slow or
+            come late: a `SqliteStore`, a `MemoryStore`. The node opens and closes it. Without
+            one `config.storage` decides.
         state_dir: keeps the start epoch, so that a restart under a clock that went back is still
             a later start, and the known peers: the next start looks for them by itself, beside
             its seeds. Made when missing, 0700.
@@ -256,6 +265,7 @@ class Node:
         delegate: Delegate | None = None,
         policy: Policy | str | os.PathLike[str] | None = None,
         security_log: str | os.PathLike[str] | None = None,
+        store: MessageStore | None = None,
         state_dir: str | Path | None = None,
     ) -> None:
         self._quic = quic
@@ -299,8 +309,14 @@ class Node:
         self._kept_peers: list[KnownPeer] = []
         self._keeper: asyncio.Task[None] | None = None
         self._driver: Driver | None = None
+        self._store = store
         self._subscriptions: list[Subscription] = []
         self._ordered: list[OrderedSubscription] = []
+        # Those of them that read from the store when they are behind.
+        self._catching: list[CatchUp] = []
+        # Up to where each name was handed messages in this life, and what a former life had got.
+        self._handed_to: dict[str, int] = {}
+        self._recovered_at = self._handed_at = 1
         # What subscriptions that have ended had counted.
         self._order_gaps = self._order_late = self._dropped = self._overflows = 0
         self._settling: asyncio.TimerHandle | None = None
@@ -389,6 +405,7 @@ class Node:
         if self._state != "new":
             raise LocalProtocolError(f"this node is {self._state}; make a new Node to start again")
         self_test()
+        recovered = await self._open_store()
         driver = Driver(
             self._quic,
             self.config,
@@ -403,11 +420,18 @@ class Node:
                 epoch_raised=self._epoch_raised,
                 superseded=self._superseded,
             ),
-            epoch=self._new_epoch(),
+            epoch=self._new_epoch(recovered),
             judge=self._validate if _overrides(self._delegate, "validate") else None,
             policy=self._policy,
+            store=self._store,
+            recovered=recovered,
         )
-        driver.start()
+        try:
+            driver.start()
+        except BaseException:
+            if self._store is not None:
+                await asyncio.to_thread(self._store.close)
+            raise
         self._driver = driver
         self._state = "running"
         if self._peer_file is not None:
@@ -457,6 +481,9 @@ class Node:
         """Look at the files once a second, as long as the node runs, whatever is in them."""
         while True:
             await asyncio.sleep(CREDENTIALS_EVERY_S)
+            for catching in tuple(self._catching):
+                # A disk that could not be read may be readable now.
+                catching.pull()
             try:
                 self._look_at_files()
             except Exception:
@@ -573,8 +600,23 @@ class Node:
                 {"node_id": self.id, "not_after": not_after.isoformat(), "left_s": int(left_s)},
             )
 
-    def _new_epoch(self) -> int:
-        epoch = time.time_ns() // 1_000_000
+    async def _open_store(self) -> Recovered:
+        if self._store is None and self.config.storage.enabled:
+            self._store = _make_store(self.config.storage, self._state_dir)
+        if self._store is None:
+            return Recovered()
+        # A disk may take its time, and what is there is looked through.
+        now_ms = time.time_ns() // 1_000_000
+        recovered = await asyncio.to_thread(self._store.open, wire.parse_bundle, now_ms)
+        self._recovered_at = self._handed_at = self._store.head
+        return recovered
+
+    def _new_epoch(self, recovered: Recovered) -> int:
+        own_key = member_key(self.id)
+        former = [
+            epoch for (key, epoch) in (each.key for each in recovered.streams) if key == own_key
+        ]
+        epoch = max([time.time_ns() // 1_000_000, *(each + 1 for each in former)])
         if self._state_dir is None:
             return epoch
         path = self._state_dir / "epoch"
@@ -688,6 +730,10 @@ class Node:
             logger.warning("shut down with %d bytes unsent", unsent, extra={"event": "node.unsent"})
         try:
             await driver.close(min(1.0, self.config.shutdown_timeout))
+            if self._store is not None:
+                await asyncio.to_thread(self._store.close)
+                # What has just become safe is handed over before the readers are told of the end.
+                await asyncio.sleep(0)
         finally:
             for subscription in tuple(self._subscriptions):
                 subscription.close()
@@ -708,16 +754,22 @@ class Node:
     async def broadcast(self, payload: bytes, topic: str = "") -> Receipt:
         """Send `payload` (bytes, at most max_message_size) to every member.
 
-        Suspends only while our links have no room, and once for every full bundle. When it
-        returns, the message is numbered and queued to our eager peers; it is never dropped.
+        Suspends while our links have no room, once for every full bundle, and with a durable store
+        until that has the message; many at a time share one write. When it returns, the message is
+        numbered and queued to our eager peers; it is never dropped.
 
         Raises:
             MessageTooLarge: nothing was sent.
             NodeClosed: the node is not running.
             ConfigError: the topic is longer than 255 bytes or holds control characters.
             NotAllowed: the policy does not let this node publish under `topic`.
+            StoreError: the store cannot be written just now; nothing was sent.
         """
         driver = self._accepting()
+        if self._store is not None and self._store.failing:
+            raise StoreError(
+                f"nothing is accepted while it could not be kept: {self._store.failing}"
+            )
         if not driver.policy.may_publish(self.id, (topic,)):
             raise NotAllowed(
                 f"{driver.policy.name} does not let {self.id} publish under topic {topic!r}; "
@@ -737,25 +789,10 @@ class Node:
             driver = self._accepting()
         seq, full = driver.accept(topic, bytes(payload))
         receipt = Receipt(MessageId(self.id, driver.epoch, seq))
-        own = [each for each in self._subscriptions if each.own]
-        ordered = [each for each in self._ordered if each.own]
-        if own or ordered:
-            message = Message(
-                self.id, driver.epoch, seq, topic, bytes(payload), 0, time.monotonic()
-            )
-            for subscription in own:
-                if subscription.wants(topic):
-                    subscription.put(message)
-            for each in ordered:
-                each.put_in_order(
-                    driver.core.key,
-                    self.id,
-                    driver.epoch,
-                    seq,
-                    seq,
-                    [message],
-                    message.received_at,
-                )
+        if self._store is not None and self._store.durable:
+            if not await driver.wait_accepted(seq):
+                raise NodeClosed("the node was shut down before the broadcast was in its store")
+            return receipt
         if full:
             await asyncio.sleep(0)
         return receipt
@@ -768,7 +805,10 @@ class Node:
         own: bool = False,
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
         order: Literal["unordered"] = "unordered",
-        when_full: WhenFull = "disconnect",
+        when_full: WhenFull | None = None,
+        since: datetime.datetime | float | None = None,
+        ack: Literal["auto", "manual"] = "auto",
+        name: str = "default",
     ) -> Subscription: ...
 
     @overload
@@ -780,6 +820,10 @@ class Node:
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
         order: Literal["fifo"],
         gap_timeout: float | None = None,
+        when_full: WhenFull | None = None,
+        since: datetime.datetime | float | None = None,
+        ack: Literal["auto", "manual"] = "auto",
+        name: str = "default",
     ) -> OrderedSubscription: ...
 
     def subscribe(
@@ -790,7 +834,10 @@ class Node:
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
         order: Literal["unordered", "fifo"] = "unordered",
         gap_timeout: float | None = None,
-        when_full: WhenFull = "disconnect",
+        when_full: WhenFull | None = None,
+        since: datetime.datetime | float | None = None,
+        ack: Literal["auto", "manual"] = "auto",
+        name: str = "default",
     ) -> Subscription | OrderedSubscription:
         """Receive what is delivered from now on; `topic` None takes every topic.
 
@@ -798,28 +845,63 @@ class Node:
         "unordered", as they come, or "fifo", each origin's in the order in which it sent them, with
         a `Gap` where something did not come in time. gap_timeout: seconds for which a message that
         holds others up is waited for; `message_cache_ttl` by default, for nobody serves it longer.
-        when_full: what happens when `buffer` messages wait and one more comes: "disconnect" ends
-        the subscription with an error, "drop_oldest" and "drop_newest" drop one, count it
-        (`Subscription.dropped`) and say so in the log. Order and drops do not go together.
+
+        when_full: what happens when `buffer` messages wait and one more comes. "wait" reads it from
+        the store later, "disconnect" ends the subscription with an error, "drop_oldest" and
+        "drop_newest" drop one, count it (`Subscription.dropped`) and say so in the log. Order and
+        drops do not go together. By default "disconnect", and "wait" with one of the next two.
+
+        since: also what was broadcast from then on (a datetime with a time zone, or seconds since
+        1970; 0: all there is), out of the store, and, for a node that came later, out of what other
+        members still hold. A message's time is its origin's clock's.
+
+        ack: "auto" counts a message as done when it is handed over. "manual" waits for
+        `message.ack()`: what was not acknowledged comes again, marked `redelivered`, to the next
+        subscription of the same `name`, in this life or, with a durable store, in the next. It
+        begins where that name was first used. One subscription of a name at a time.
 
         Raises:
-            ConfigError: one of these is out of range, or no order of that name is known.
+            ConfigError: one of these is out of range, needs a store that this node does not have,
+                or no order of that name is known.
+            LocalProtocolError: another subscription has this name.
+            StoreError: the store takes no more names.
             NodeClosed: the node does not run.
         """
         driver = self._running()
         if buffer < 1:
             raise ConfigError(f"buffer={buffer}: must be at least 1 message")
+        if ack not in ("auto", "manual"):
+            raise ConfigError(f'ack={ack!r}: must be "auto" or "manual"')
+        since_ms = _since_ms(since)
+        stored = since_ms is not None or ack == "manual" or when_full == "wait"
+        if when_full is None:
+            when_full = "wait" if stored else "disconnect"
         if when_full not in get_args(WhenFull):
             raise ConfigError(f"when_full={when_full!r}: must be one of {get_args(WhenFull)}")
+        if stored and when_full != "wait":
+            raise ConfigError(
+                f'when_full={when_full!r}: since and ack="manual" lose nothing; "wait"'
+            )
+        if stored and self._store is None:
+            raise ConfigError(
+                'since, ack="manual" and when_full="wait" read from the store, and this node has '
+                "none: pass store= (MemoryStore, SqliteStore) or set storage.enabled"
+            )
+        if any(each.name == name for each in self._catching) and ack == "manual":
+            raise LocalProtocolError(
+                f"a subscription named {name!r} is open; close it, or take another name"
+            )
         if order == "unordered":
             if gap_timeout is not None:
                 raise ConfigError('gap_timeout is for order="fifo": nothing else waits for a gap')
             subscription = Subscription(self._unsubscribe, topic, own, buffer, when_full)
             self._subscriptions.append(subscription)
+            if stored:
+                self._catch_up(subscription, since_ms, name if ack == "manual" else "")
             return subscription
         if order != "fifo":
             raise ConfigError(f'order={order!r}: must be "unordered" or "fifo"')
-        if when_full != "disconnect":
+        if when_full not in ("wait", "disconnect"):
             raise ConfigError(
                 f'when_full={when_full!r}: order="fifo" has no place for silent holes'
             )
@@ -829,13 +911,71 @@ class Node:
             raise ConfigError(f"gap_timeout={timeout_s}: must be seconds, 0 or more")
         quiet_s = 2 * config.graft_timeout + config.ihave_interval
         ordered = OrderedSubscription(
-            self._unsubscribe, topic, own, buffer, gap_timeout_s=timeout_s, quiet_s=quiet_s
+            self._unsubscribe,
+            topic,
+            own,
+            buffer,
+            gap_timeout_s=timeout_s,
+            quiet_s=quiet_s,
+            when_full=when_full,
         )
-        now = time.monotonic()
-        for key, epoch, next_seq in driver.core.broadcasts.frontiers():
-            ordered.begin(key, epoch, next_seq, now)
+        if since_ms is None and ack == "auto":
+            now = time.monotonic()
+            for key, epoch, next_seq in driver.core.broadcasts.frontiers():
+                ordered.begin(key, epoch, next_seq, now)
         self._ordered.append(ordered)
+        if stored:
+            self._catch_up(ordered, since_ms, name if ack == "manual" else "")
         return ordered
+
+    def _catch_up(
+        self, reader: Subscription | OrderedSubscription, since_ms: int | None, name: str
+    ) -> None:
+        """Feed this reader from the store whenever it is behind."""
+        store, driver = self._store, self._running()
+        assert store is not None
+        place = Place(self._handed_at if since_ms is None else 1, since_ms)
+        if name:
+            state = store.reader(name, None if since_ms is None else 1)
+            acked = Intervals()
+            for run in state.acked:
+                acked.add(*run)
+            place = Place(
+                state.start,
+                since_ms,
+                name,
+                acked,
+                max(self._recovered_at, self._handed_to.get(name, 1)),
+            )
+        catching = CatchUp(
+            store,
+            reader,
+            place,
+            me=self.id,
+            handed_at=lambda: self._handed_at,
+            read=self._messages_of,
+            when_safe=driver.when_safe,
+        )
+        self._catching.append(catching)
+        if since_ms is not None:
+            driver.want_past()
+        catching.pull()
+
+    def forget_reader(self, name: str) -> None:
+        """Nobody acknowledges under this name any more: the store need not remember its place.
+
+        Raises:
+            ConfigError: the node has no store.
+            LocalProtocolError: a subscription of this name is open.
+            NodeClosed: the node does not run.
+        """
+        self._running()
+        if self._store is None:
+            raise ConfigError("this node has no store, and so no readers that it remembers")
+        if any(each.name == name for each in self._catching):
+            raise LocalProtocolError(f"a subscription named {name!r} is open; close it first")
+        self._store.forget_reader(name)
+        self._handed_to.pop(name, None)
 
     def _unsubscribe(self, subscription: object) -> None:
         for each in self._subscriptions:
@@ -847,6 +987,10 @@ class Node:
                 self._overflows += ordered.overflowed
                 self._order_gaps += ordered.gaps
                 self._order_late += ordered.late
+        for catching in self._catching:
+            if catching.reader is subscription and catching.name:
+                self._handed_to[catching.name] = catching.next_at
+        self._catching = [each for each in self._catching if each.reader is not subscription]
         self._subscriptions = [each for each in self._subscriptions if each is not subscription]
         self._ordered = [each for each in self._ordered if each is not subscription]
 
@@ -1004,6 +1148,8 @@ class Node:
                 f"this process was late, asleep or cut off: its local health is {score} of "
                 f"{SCORE_MAX} (0 is well), and it takes {1 + score} times as long to doubt others"
             )
+        if self._store is not None and self._store.failing:
+            bad.append(self._store.failing)
         if 0 < links < min(limits.min_peers_degraded, others):
             poor.append(f"{links} links, min_peers_degraded is {limits.min_peers_degraded}")
         if self._state == "draining":
@@ -1044,6 +1190,7 @@ class Node:
             **{f"swim_{name}": count for name, count in driver.core.swim_counters().items()},
             **{f"net_{name}": count for name, count in driver.net_counters().items()},
             **driver.security_counters(),
+            **driver.store_counters(),
         }
 
     async def events(self) -> AsyncIterator[ClusterEvent]:
@@ -1065,39 +1212,50 @@ class Node:
 
     # --- what the driver tells ------------------------------------------------------------------
 
-    def _deliver(self, bundle: Bundle, hop: int) -> None:
+    def _deliver(self, kept: Kept) -> None:
         """open a bundle and hand its messages over. Raises WireError when it is malformed."""
-        driver = self._driver
-        if driver is None or not self._is_live():
+        if self._driver is None or self._closed.is_set():
             return
-        origin = driver.core.node_id_of(bundle.origin)
-        assert origin is not None  # the core parks bundles of unknown origins
-        if not self._subscriptions and not self._ordered and not self._hears:
+        bundle = kept.bundle
+        if kept.at:
+            self._handed_at = kept.next_at
+        is_own = kept.origin == self.id
+        if not is_own:
             self._delivered += bundle.count
+        if self._catching:
+            for catching in tuple(self._catching):
+                catching.offer(kept)
+        if kept.history:
+            # For those alone who asked for what was; they have it.
             return
-        at = time.monotonic()
-        limit = self.config.max_message_size
-        seq = bundle.first - 1
-        messages: list[Message] = []
-        for topic, payload in wire.open_bundle(bundle):
-            seq += 1
-            if len(payload) > limit:
-                self._oversized += 1
-                continue
-            self._delivered += 1
-            message = Message(origin, bundle.epoch, seq, topic, payload, hop, at)
-            for subscription in tuple(self._subscriptions):
-                if subscription.wants(topic):
-                    subscription.put(message)
-            if self._ordered:
-                messages.append(message)
-            if self._hears:
+        fed = [each.reader for each in self._catching]
+        everybody: list[Subscription | OrderedSubscription] = [*self._subscriptions, *self._ordered]
+        readers = [each for each in everybody if (each.own or not is_own) and each not in fed]
+        hears = self._hears and not is_own
+        if not readers and not hears:
+            return
+        messages = self._messages_of(kept)
+        if not is_own:
+            self._oversized += bundle.count - len(messages)
+            self._delivered -= bundle.count - len(messages)
+        now = time.monotonic()
+        for reader in readers:
+            reader.take(kept, messages, now)
+        if hears:
+            for message in messages:
                 self._call("on_deliver", message)
-        for each in tuple(self._ordered):
-            each.put_in_order(
-                bundle.origin, origin, bundle.epoch, bundle.first, bundle.last, messages, at
-            )
-            self._settle_later(each)
+        for ordered in self._ordered:
+            self._settle_later(ordered)
+
+    def _messages_of(self, kept: Kept) -> list[Message]:
+        """What a bundle holds, without what is larger than we take."""
+        bundle, at = kept.bundle, time.monotonic()
+        limit = self.config.max_message_size
+        return [
+            Message(kept.origin, bundle.epoch, seq, topic, payload, kept.hop, at)
+            for seq, (topic, payload) in enumerate(wire.open_bundle(bundle), bundle.first)
+            if len(payload) <= limit
+        ]
 
     def _settle_later(self, subscription: OrderedSubscription) -> None:
         """What is held back is looked at now and then: a gap may turn out to be none, or be given
@@ -1112,9 +1270,10 @@ class Node:
         driver = self._driver
         if driver is None or not self._is_live():
             return
-        broadcasts = driver.core.broadcasts
+        broadcasts, loop = driver.core.broadcasts, asyncio.get_running_loop()
+        awaits = partial(broadcasts.awaits, now=loop.time())
         for each in tuple(self._ordered):
-            each.settle(broadcasts.seen_through, broadcasts.awaits, time.monotonic())
+            each.settle(broadcasts.seen_through, awaits, time.monotonic())
             self._settle_later(each)
 
     def _fact(self, effect: Effect) -> None:
@@ -1301,6 +1460,39 @@ class Node:
 
 def _overrides(delegate: Delegate | None, name: str) -> bool:
     return delegate is not None and getattr(type(delegate), name) is not getattr(Delegate, name)
+
+
+def _make_store(config: StorageConfig, state_dir: Path | None) -> MessageStore:
+    if state_dir is None:
+        return MemoryStore(
+            retention_s=config.retention,
+            messages_max=config.max_messages,
+            bytes_max=config.max_bytes,
+        )
+    from plumtree_quic.store.sqlite import SqliteStore
+
+    return SqliteStore(
+        state_dir / "messages.db",
+        retention_s=config.retention,
+        messages_max=config.max_messages,
+        bytes_max=config.max_bytes,
+        synchronous=config.synchronous,
+    )
+
+
+def _since_ms(since: datetime.datetime | float | None) -> int | None:
+    if since is None:
+        return None
+    if isinstance(since, datetime.datetime):
+        if since.tzinfo is None:
+            raise ConfigError(
+                f"since={since}: a time without a zone means another moment elsewhere; use "
+                "datetime.datetime.now(datetime.UTC), or seconds since 1970"
+            )
+        since = since.timestamp()
+    if not 0 <= since < float("inf"):
+        raise ConfigError(f"since={since}: must be seconds since 1970, 0 or more")
+    return int(since * 1000)
 
 
 def _read_number(path: Path) -> int:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
@@ -16,6 +16,7 @@ import attrs
 from plumtree_quic.errors import LocalProtocolError
 from plumtree_quic.ids import MemberKey, MessageId, NodeId
 from plumtree_quic.proto.fifo import HoldBack, Hole, IsAwaited, SeenThrough
+from plumtree_quic.store.contract import Kept
 
 __all__ = [
     "SUBSCRIPTION_MESSAGES_MAX",
@@ -33,7 +34,7 @@ SUBSCRIPTION_MESSAGES_MAX = 262_144
 # A reader that drops is told of in the log at once, and then so often at most.
 DROPS_TOLD_EVERY_S = 60.0
 
-WhenFull = Literal["disconnect", "drop_oldest", "drop_newest"]
+WhenFull = Literal["wait", "disconnect", "drop_oldest", "drop_newest"]
 """What becomes of a reader that falls further behind than its buffer."""
 
 _T = TypeVar("_T")
@@ -44,7 +45,9 @@ class Message:
     """One delivered message.
 
     origin: who broadcast it. epoch, seq: with origin they are its `id`. hops: links that it
-    crossed. received_at: monotonic seconds (`time.monotonic`).
+    crossed. received_at: monotonic seconds (`time.monotonic`) at which it came, or was read again
+    from the store. redelivered: it may have been handed over before, to a reader that did not
+    acknowledge it.
     """
 
     origin: NodeId
@@ -54,6 +57,24 @@ class Message:
     payload: bytes
     hops: int
     received_at: float
+    redelivered: bool = False
+    _acknowledge: Callable[[], Awaitable[None]] | None = attrs.field(
+        default=None, eq=False, repr=False
+    )
+
+    def ack(self) -> Awaitable[None]:
+        """Say that this message is done with: it is not handed to this reader again.
+
+        Noted at once; who must be certain that it outlives a crash awaits what is returned.
+
+        Raises:
+            LocalProtocolError: the subscription was not made with ack="manual".
+        """
+        if self._acknowledge is None:
+            raise LocalProtocolError(
+                'nothing waits for ack() here: subscribe with ack="manual" to acknowledge messages'
+            )
+        return self._acknowledge()
 
     @property
     def id(self) -> MessageId:
@@ -93,6 +114,9 @@ class _Reader(Generic[_T]):
         self._waiters: list[asyncio.Future[None]] = []
         self._overflowed = False
         self._closed = False
+        self._error = ""
+        # Called when half of the buffer is free again; the store has more to read.
+        self.on_room: Callable[[], None] | None = None
         self.topic = topic
         self.own = own
 
@@ -128,6 +152,8 @@ class _Reader(Generic[_T]):
                     f"this subscription fell more than {self._buffer} messages behind and was "
                     "ended; read faster or subscribe with a larger buffer="
                 )
+            if self._error:
+                raise LocalProtocolError(self._error)
             if self._closed:
                 raise StopAsyncIteration
             waiter = asyncio.get_running_loop().create_future()
@@ -137,7 +163,26 @@ class _Reader(Generic[_T]):
             finally:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
-        return self._queue.popleft()
+        item = self._queue.popleft()
+        if self.on_room is not None and len(self._queue) * 2 <= self._buffer:
+            self.on_room()
+        return item
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many more fit; one bundle always does when nothing waits."""
+        return not self._queue or len(self._queue) + count <= self._buffer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything more may be put here."""
+        return not (self._closed or self._overflowed or self._error)
+
+    def fail(self, error: str) -> None:
+        """End with this error, once what is queued has been read."""
+        if self.is_open:
+            self._error = error
+            self._end(self)
+            self._wake()
 
     def wants(self, topic: str) -> bool:
         """Whether messages of this topic are for this reader."""
@@ -152,9 +197,9 @@ class _Reader(Generic[_T]):
         """Queue one more. A reader that is too far behind is ended, and told when it reads on; or
         something is dropped for it, where it said so.
         """
-        if self._overflowed or self._closed:
+        if not self.is_open:
             return
-        if len(self._queue) < self._buffer:
+        if len(self._queue) < self._buffer or self._when_full == "wait":
             self._queue.append(item)
         else:
             self._on_full(item)
@@ -207,6 +252,12 @@ class Subscription(_Reader[Message]):
         dropped: messages that this reader was not given, because it was too far behind.
     """
 
+    def take(self, kept: Kept, messages: Sequence[Message], now: float) -> None:  # noqa: ARG002
+        """`messages` are what this reader may have of a bundle."""
+        for message in messages:
+            if self.wants(message.topic):
+                self.put(message)
+
 
 class OrderedSubscription(_Reader[Message | Gap]):
     """As `Subscription`, with the messages of each origin in the order in which it sent them.
@@ -228,8 +279,9 @@ class OrderedSubscription(_Reader[Message | Gap]):
         *,
         gap_timeout_s: float,
         quiet_s: float,
+        when_full: WhenFull = "disconnect",
     ) -> None:
-        super().__init__(end, topic, own, buffer)
+        super().__init__(end, topic, own, buffer, when_full)
         self._held: HoldBack[Message] = HoldBack(
             hold_s=gap_timeout_s, quiet_s=quiet_s, items_max=buffer
         )
@@ -256,21 +308,14 @@ class OrderedSubscription(_Reader[Message | Gap]):
         """What came before `next_seq` of (key, epoch) is not for this reader."""
         self._held.begin(key, epoch, next_seq, now)
 
-    def put_in_order(
-        self,
-        key: MemberKey,
-        origin: NodeId,
-        epoch: int,
-        first: int,
-        last: int,
-        messages: Sequence[Message],
-        now: float,
-    ) -> None:
-        """first .. last of (origin, epoch) are here, and `messages` are what there is of them."""
+    def take(self, kept: Kept, messages: Sequence[Message], now: float) -> None:
+        """A bundle is here, and `messages` are what this reader may have of it."""
+        bundle = kept.bundle
         self._now = now
-        self._names[key] = origin
+        self._names[bundle.origin] = kept.origin
         wanted = [each for each in messages if self.wants(each.topic)]
-        self._hand_over(self._held.put(key, epoch, first, last, wanted, now))
+        out = self._held.put(bundle.origin, bundle.epoch, bundle.first, bundle.last, wanted, now)
+        self._hand_over(out)
 
     def settle(self, seen: SeenThrough, awaited: IsAwaited, now: float) -> None:
         """Hand over what waits for nothing any more; see `HoldBack.settle`."""

@@ -31,6 +31,7 @@ from plumtree_quic.messages import (
     Message,
     Ping,
     Prune,
+    Range,
     Record,
     Records,
     RecordsWanted,
@@ -306,6 +307,34 @@ class Core:
     def broadcast(self, bundle: Bundle, now: float) -> list[Effect]:
         """Push a bundle of our own; its sequence numbers follow the last one's."""
         return list(self._plumtree.broadcast(bundle, now))
+
+    def recover(
+        self,
+        key: tuple[MemberKey, int],
+        seen: Sequence[Range],
+        floor: Sequence[Range],
+        held: Sequence[Range],
+    ) -> list[Effect]:
+        """Before the first link: what a former life saw of (origin, epoch), what it held for older
+        than itself, and what the store still has.
+        """
+        return list(self._plumtree.recover(key, seen, floor, held))
+
+    def returned(self) -> None:
+        """Before the first link: a former life was a member, so we are no joiner."""
+        self._plumtree.returned()
+
+    def stored(self, key: tuple[MemberKey, int], first: int, last: int) -> None:
+        """The store holds first .. last of (origin, epoch) from now on."""
+        self._plumtree.stored(key, first, last)
+
+    def evicted(self, key: tuple[MemberKey, int], first: int, last: int) -> None:
+        """The store holds them no more."""
+        self._plumtree.evicted(key, first, last)
+
+    def want_past(self, now: float) -> list[Effect]:
+        """Somebody wants what was before our time: fetch what others still hold of it."""
+        return list(self._plumtree.want_past(now))
 
     def congested(self, peer: NodeId, now: float) -> list[Effect]:
         """The link to `peer` has no room for pushes; they become announcements."""

@@ -15,8 +15,11 @@ __all__ = [
     "DialSeed",
     "Effect",
     "Equivocated",
+    "FloorMoved",
+    "Forgotten",
     "GraftFailed",
     "GraftSent",
+    "Greeted",
     "Link",
     "MemberFailed",
     "MemberJoined",
@@ -30,6 +33,8 @@ __all__ = [
     "Relink",
     "Send",
     "SendDatagram",
+    "Serve",
+    "Skipped",
     "Strike",
     "Superseded",
     "TurnAway",
@@ -54,6 +59,16 @@ class Push:
 
     peers: tuple[NodeId, ...]
     message: Gossip
+
+
+@attrs.frozen
+class Serve:
+    """Send `peer` what the store holds of these ranges, as Repair, when its sync lane has room."""
+
+    peer: NodeId
+    origin: MemberKey
+    epoch: int
+    ranges: tuple[Range, ...]
 
 
 @attrs.frozen
@@ -108,11 +123,47 @@ class DialSeed:
 
 @attrs.frozen
 class Deliver:
-    """First copy of `bundle`, after `hop` links, by way of `peer`; due to the application."""
+    """First copy of `bundle`, after `hop` links, by way of `peer`; due to the application.
+
+    history: it was before our time, and asked for by somebody who wants what was.
+    """
 
     bundle: Bundle
     hop: int
     peer: NodeId
+    history: bool = False
+
+
+@attrs.frozen
+class Skipped:
+    """These count as seen from now on and were not delivered: refused, or given up."""
+
+    origin: MemberKey
+    epoch: int
+    first: int
+    last: int
+
+
+@attrs.frozen
+class FloorMoved:
+    """These of the stream, and no others, are said to be from before our time."""
+
+    origin: MemberKey
+    epoch: int
+    floor: tuple[Range, ...]
+
+
+@attrs.frozen
+class Greeted:
+    """What was before our time is known; all that comes from now on is wanted."""
+
+
+@attrs.frozen
+class Forgotten:
+    """This epoch is so old that nothing of it counts any more."""
+
+    origin: MemberKey
+    epoch: int
 
 
 @attrs.frozen
@@ -224,12 +275,17 @@ Effect = (
     Send
     | Push
     | SendDatagram
+    | Serve
     | Link
     | Unlink
     | Relink
     | TurnAway
     | DialSeed
     | Deliver
+    | Skipped
+    | FloorMoved
+    | Greeted
+    | Forgotten
     | PeerPromoted
     | PeerDemoted
     | GraftSent

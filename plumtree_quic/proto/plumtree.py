@@ -45,13 +45,18 @@ from plumtree_quic.proto.effects import (
     Deliver,
     Effect,
     Equivocated,
+    FloorMoved,
+    Forgotten,
     GraftFailed,
     GraftSent,
+    Greeted,
     PeerDemoted,
     PeerPromoted,
     PruneSent,
     Push,
     Send,
+    Serve,
+    Skipped,
 )
 from plumtree_quic.proto.missing import ANNOUNCED_IDS_MAX, DIGEST, Gap, Missing, StreamKey
 from plumtree_quic.proto.owed import Owed, OwedBatch
@@ -134,6 +139,7 @@ class Counters:
     grafts_refused: int = 0
     grafts_over_rate: int = 0
     repairs_sent: int = 0
+    ranges_from_store: int = 0
     prunes_sent: int = 0
     prunes_received: int = 0
     parents_changed: int = 0
@@ -206,15 +212,24 @@ class _Origin:
 class _Stream:
     """One (origin, epoch): what was seen of it, what can be served, what is still to announce.
 
-    claimed: what is in `seen` only because the first link said that it was before our time.
+    kept: what the store holds, beside what is on the shelf or not. claimed: what is in `seen` only
+    because the first link said that it was before our time. past: what was before our time, and is
+    wanted all the same.
     """
 
     key: StreamKey
     origin: _Origin
     seen: Intervals = attrs.field(factory=Intervals)
     shelf: Shelf[Held] = attrs.field(factory=Shelf)
+    kept: Intervals = attrs.field(factory=Intervals)
     owed: list[Owed] = attrs.field(factory=list)
     claimed: Intervals = attrs.field(factory=Intervals)
+    past: Intervals = attrs.field(factory=Intervals)
+
+    def held_runs(self) -> list[Range]:
+        """What can be served, ascending."""
+        runs = self.shelf.held.ranges()
+        return _merge(runs + self.kept.ranges()) if self.kept else runs
 
 
 _Asks = dict[NodeId, dict[StreamKey, tuple[list[Range], bool]]]
@@ -270,6 +285,9 @@ class Plumtree:
         self._floor_of: NodeId | None = None
         self._greeted = False
         self._greeting_ends_at = inf
+        # Whether what was before our time is wanted, and how long it is waited for.
+        self._wants_past = False
+        self._past_until = -inf
         self._early: list[tuple[NodeId, Digest]] = []
         self.counters = Counters()
 
@@ -404,6 +422,63 @@ class Plumtree:
             link.zone, link.far = zone, zone != self._config.zone
             self._far = self._far | link.bit if link.far else self._far & ~link.bit
 
+    # --- what a store holds ---------------------------------------------------------------------
+
+    def recover(
+        self,
+        key: StreamKey,
+        seen: Sequence[Range],
+        floor: Sequence[Range],
+        held: Sequence[Range],
+    ) -> list[Effect]:
+        """Before the first link: what a former life of ours had seen, and what the store has."""
+        effects: list[Effect] = []
+        stream = self._open(*key, effects)
+        if stream is None:
+            return [*effects, Forgotten(*key)]
+        for run in seen:
+            stream.seen.add(*run)
+        for run in floor:
+            stream.seen.add(*run)
+            stream.claimed.add(*run)
+        for run in held:
+            stream.kept.add(*run)
+        return effects
+
+    def returned(self) -> None:
+        """Before the first link: a former life had joined, so nothing is before our time."""
+        self._greeted = True
+
+    def stored(self, key: StreamKey, first: int, last: int) -> None:
+        """first .. last can be served from the store."""
+        stream = self._streams.get(key)
+        if stream is not None:
+            stream.kept.add(first, last)
+
+    def evicted(self, key: StreamKey, first: int, last: int) -> None:
+        """The store has let first .. last go."""
+        stream = self._streams.get(key)
+        if stream is not None:
+            stream.kept.remove(first, last)
+
+    def want_past(self, now: float) -> list[Effect]:
+        """Fetch what others hold from before our time; it is delivered as history."""
+        effects: list[Effect] = []
+        self._wants_past = True
+        if self._greeted:
+            self._open_past(now, effects)
+        return effects
+
+    def _open_past(self, now: float, effects: list[Effect]) -> None:
+        self._past_until = now + GREETING_S
+        for stream in self._streams.values():
+            if stream.claimed:
+                for run in stream.claimed.ranges():
+                    stream.past.add(*run)
+                self._reopen(stream, 1, stream.claimed.highest, effects)
+        for link in self._links.values():
+            self._want_digest(link, now)
+
     def rebalance(self) -> None:
         """Let every tree start again from `eager_fanout` links with the origin's next bundle."""
         for origin in self._origins.values():
@@ -455,14 +530,15 @@ class Plumtree:
         """The application rejects this bundle: seen, but not delivered, held or forwarded."""
         link = self._links.get(peer)
         bundle = message.bundle
-        stream = self._open(bundle.origin, bundle.epoch)
-        if link is None or stream is None:
-            return []
-        link.heard_at = now
         effects: list[Effect] = []
+        stream = self._open(bundle.origin, bundle.epoch, effects)
+        if link is None or stream is None:
+            return effects
+        link.heard_at = now
         if self._is_new(stream, bundle, link, effects):
             self.counters.tree_refused += 1
             self._take(stream, bundle, now)
+            effects.append(Skipped(*stream.key, bundle.first, bundle.last))
             if isinstance(message, Gossip):
                 self._note_parent(stream.origin, link, now, effects)
         elif isinstance(message, Gossip):
@@ -473,16 +549,16 @@ class Plumtree:
 
     def _on_gossip(self, link: _Link, message: Gossip, now: float) -> list[Effect]:
         bundle = message.bundle
-        stream = self._streams.get((bundle.origin, bundle.epoch)) or self._open(
-            bundle.origin, bundle.epoch
-        )
         effects: list[Effect] = []
+        stream = self._streams.get((bundle.origin, bundle.epoch)) or self._open(
+            bundle.origin, bundle.epoch, effects
+        )
         if stream is None:
             self.counters.tree_stale += 1
         elif self._is_new(stream, bundle, link, effects):
-            if self._has_room(stream, bundle, link, now):
+            if self._has_room(stream, bundle, link, now, effects):
                 origin = stream.origin
-                effects.append(Deliver(bundle, message.hop, link.peer))
+                effects.append(self._delivery(stream, message, link))
                 ahead: tuple[NodeId, float] | None = None
                 if link is origin.parent and self._missing.by_stream:
                     since = self._missing.since(stream.key, bundle.first)
@@ -512,13 +588,14 @@ class Plumtree:
         bundle = message.bundle
         link.failures = 0
         effects: list[Effect] = []
-        stream = self._open(bundle.origin, bundle.epoch)
+        stream = self._open(bundle.origin, bundle.epoch, effects)
         if stream is None:
             self.counters.tree_stale += 1
         elif self._is_new(stream, bundle, link, effects):
-            if self._has_room(stream, bundle, link, now):
+            if self._has_room(stream, bundle, link, now, effects):
                 self.counters.tree_repaired += 1
-                effects.append(Deliver(bundle, message.hop, link.peer))
+                delivery = self._delivery(stream, message, link)
+                effects.append(delivery)
                 since = self._missing.since(stream.key, bundle.first)
                 if since is not None:
                     if len(self._repaired) >= REPAIRED_MAX:
@@ -526,22 +603,31 @@ class Plumtree:
                     self._repaired[stream.key, bundle.first] = since
                 known = self._take(stream, bundle, now)
                 self._restart_if_idle(stream.origin, now, effects)
-                self._spread(
-                    stream,
-                    bundle,
-                    hop=message.hop,
-                    link=link,
-                    now=now,
-                    effects=effects,
-                    known=known,
-                    repair=True,
-                )
+                if not delivery.history:
+                    # History is old to the others; who wants it finds it in our digest.
+                    self._spread(
+                        stream,
+                        bundle,
+                        hop=message.hop,
+                        link=link,
+                        now=now,
+                        effects=effects,
+                        known=known,
+                        repair=True,
+                    )
         else:
             self.counters.tree_repairs_late += 1
             self._owed.settle(stream.owed, link.bit, bundle.first, bundle.last)
         if link.backlog:
             self._continue_backlog(link, now, effects)
         return effects
+
+    def _delivery(self, stream: _Stream, message: Gossip | Repair, link: _Link) -> Deliver:
+        bundle = message.bundle
+        history = bool(stream.past) and stream.past.overlaps(bundle.first, bundle.last)
+        if history:
+            stream.past.remove(bundle.first, bundle.last)
+        return Deliver(bundle, message.hop, link.peer, history)
 
     def _is_new(self, stream: _Stream, bundle: Bundle, link: _Link, effects: list[Effect]) -> bool:
         """Whether nothing of `bundle` was seen; an overlap that is no duplicate is told."""
@@ -575,7 +661,9 @@ class Plumtree:
         self.counters.tree_equivocations += 1
         effects.append(Equivocated(bundle, held))
 
-    def _has_room(self, stream: _Stream, bundle: Bundle, link: _Link, now: float) -> bool:
+    def _has_room(
+        self, stream: _Stream, bundle: Bundle, link: _Link, now: float, effects: list[Effect]
+    ) -> bool:
         """Whether the seen set can take `bundle`, giving up its lowest hole if need be."""
         seen = stream.seen
         if len(seen) < GAPS_MAX or not seen.opens_gap(bundle.first, bundle.last):
@@ -587,6 +675,7 @@ class Plumtree:
             # Nobody has it on offer any more.
             self.counters.tree_ids_lost += hole[1] - hole[0] + 1
             seen.add(*hole)
+            effects.append(Skipped(*stream.key, *hole))
             return True
         self.counters.tree_over_gaps += 1
         self._want_digest(link, now)
@@ -978,7 +1067,7 @@ class Plumtree:
                 if stream.owed:
                     self._owed.settle(stream.owed, link.bit, first, last)
                 if stream.claimed:
-                    self._doubt(stream, link, first, last)
+                    self._doubt(stream, link, first, last, effects)
                 if stream.seen.covers(first, last):
                     self._shorten(stream, link, entry, now, effects)
                     continue
@@ -998,7 +1087,9 @@ class Plumtree:
             self._fire_grafts(now, effects)
         return effects
 
-    def _doubt(self, stream: _Stream, link: _Link, first: int, last: int) -> None:
+    def _doubt(
+        self, stream: _Stream, link: _Link, first: int, last: int, effects: list[Effect]
+    ) -> None:
         """What another link has just got is not older than ourselves, whoever claimed that it is.
 
         The first digest is one peer's word; were it the last one, that peer could make us deaf.
@@ -1011,15 +1102,16 @@ class Plumtree:
             end = min(run[0] - 1, at + room - 1)
             if at <= end and len(stream.seen) < GAPS_MAX:
                 room -= end - at + 1
-                self._reopen(stream, at, end)
+                self._reopen(stream, at, end, effects)
             at = run[1] + 1
 
-    def _reopen(self, stream: _Stream, first: int, last: int) -> None:
+    def _reopen(self, stream: _Stream, first: int, last: int, effects: list[Effect]) -> None:
         """What is claimed of first .. last is not seen any more; what came of it still is."""
         for run in stream.claimed.ranges():
             if run[0] <= last and run[1] >= first:
                 stream.seen.remove(max(run[0], first), min(run[1], last))
         stream.claimed.remove(first, last)
+        effects.append(FloorMoved(*stream.key, tuple(stream.claimed.ranges())))
 
     def _clip(self, link: _Link, now: float) -> None:
         """More was announced than is taken: a digest tells the rest when there is room."""
@@ -1296,6 +1388,7 @@ class Plumtree:
         """Answer one entry; returns how many bytes this frame may still be answered with."""
         gone: list[Range] = []
         busy: list[Range] = []
+        stored: list[Range] = []
         shelf = stream.shelf
         for first, last in entry.ranges:
             end = last
@@ -1308,8 +1401,15 @@ class Plumtree:
                 self.counters.repairs_sent += 1
                 hop = min(held.hop + 1, HOP_MAX)
                 effects.append(Send(link.peer, Repair(hop, held.bundle)))
-            if end >= first and len(gone) < GRAFT_RANGES_MAX:
-                gone += shelf.held.missing(first, end)
+            if end >= first and len(gone) + len(stored) < GRAFT_RANGES_MAX:
+                for run in shelf.held.missing(first, end):
+                    absent = stream.kept.missing(*run) if stream.kept else [run]
+                    gone += absent
+                    stored += _without(run, absent)
+        if stored:
+            some = tuple(stored[:GRAFT_RANGES_MAX])
+            self.counters.ranges_from_store += len(some)
+            effects.append(Serve(link.peer, *stream.key, some))
         if gone:
             some = tuple(gone[:GRAFT_RANGES_MAX])
             self._refuse_graft(link, entry, some, RefusedReason.GONE, effects)
@@ -1351,7 +1451,7 @@ class Plumtree:
         rows: list[DigestRow] = []
         room = DIGEST_BYTES_MAX
         for (origin, epoch), stream in self._streams.items():
-            held = stream.shelf.held.ranges()[-DIGEST_RANGES_PER_ROW_MAX:]
+            held = stream.held_runs()[-DIGEST_RANGES_PER_ROW_MAX:]
             if not held:
                 continue
             # A row names its origin in 23 bytes at most, and a range in 16.
@@ -1380,12 +1480,12 @@ class Plumtree:
             if len(self._early) < GREETING_PAGES_MAX:
                 self._early.append((link.peer, message))
         else:
-            self._set_floor(message.rows)
+            self._set_floor(message.rows, effects)
             if message.last:
                 self._end_greeting(now, effects)
         return effects
 
-    def _set_floor(self, rows: tuple[DigestRow, ...]) -> None:
+    def _set_floor(self, rows: tuple[DigestRow, ...], effects: list[Effect]) -> None:
         """What the first link held when it came up was before our time.
 
         Except what was announced since: that is delivered. Holes in what it held stay open, for
@@ -1396,7 +1496,7 @@ class Plumtree:
                 continue
             if len(self._streams) >= DIGEST_BACKLOG_RANGES_MAX:
                 return
-            stream = self._open(row.origin, row.epoch)
+            stream = self._open(row.origin, row.epoch, effects)
             if stream is None:
                 continue
             runs = list(row.held[-DIGEST_RANGES_PER_ROW_MAX:])
@@ -1409,11 +1509,15 @@ class Plumtree:
                     for first, last in stream.seen.missing(*asked):
                         stream.seen.add(first, last)
                         stream.claimed.add(first, last)
+            effects.append(FloorMoved(*stream.key, tuple(stream.claimed.ranges())))
 
     def _end_greeting(self, now: float, effects: list[Effect]) -> None:
         self._greeter = None
         self._greeted = True
         self._greeting_ends_at = inf
+        effects.append(Greeted())
+        if self._wants_past:
+            self._open_past(now, effects)
         early, self._early = self._early, []
         for peer, digest in early:
             link = self._links.get(peer)
@@ -1433,7 +1537,7 @@ class Plumtree:
                 # Nobody is so far behind: what was claimed above this is yet to be said.
                 end = row.held[-1][1] + AHEAD_IDS_MAX
                 if stream.claimed.highest > end:
-                    self._reopen(stream, end + 1, stream.claimed.highest)
+                    self._reopen(stream, end + 1, stream.claimed.highest, effects)
             for first, last in row.held:
                 if stream is not None and stream.seen.covers(first, last):
                     continue
@@ -1544,7 +1648,7 @@ class Plumtree:
 
     # --- streams --------------------------------------------------------------------------------
 
-    def _open(self, key: MemberKey, epoch: int) -> _Stream | None:
+    def _open(self, key: MemberKey, epoch: int, effects: list[Effect]) -> _Stream | None:
         """The stream of this origin and epoch, made if need be; None when the epoch is stale."""
         stream = self._streams.get((key, epoch))
         if stream is not None:
@@ -1560,7 +1664,7 @@ class Plumtree:
             oldest = min(old for old in origin.epochs if origin.epochs[old] is not self._own)
             if epoch < oldest:
                 return None
-            self._close(origin.epochs.pop(oldest))
+            self._close(origin.epochs.pop(oldest), effects)
         return self._make_stream(origin, epoch)
 
     def _make_stream(self, origin: _Origin, epoch: int) -> _Stream:
@@ -1569,7 +1673,8 @@ class Plumtree:
         self._streams[stream.key] = origin.epochs[epoch] = stream
         return stream
 
-    def _close(self, stream: _Stream) -> None:
+    def _close(self, stream: _Stream, effects: list[Effect]) -> None:
+        effects.append(Forgotten(*stream.key))
         del self._streams[stream.key]
         self._cache.forget(stream.shelf)
         self._missing.forget(stream.key)
@@ -1642,8 +1747,13 @@ class Plumtree:
                 out.append((key, epoch, runs[0][1] + 1))
         return out
 
-    def awaits(self, origin: MemberKey, epoch: int, before: int | None) -> bool:
-        """Whether anything of this stream is announced and missing, below `before` if given."""
+    def awaits(self, origin: MemberKey, epoch: int, before: int | None, now: float) -> bool:
+        """Whether anything of this stream is announced and missing, below `before` if given; or
+        was asked for as history so lately that nobody can have said yet whether it is there.
+        """
+        stream = self._streams.get((origin, epoch))
+        if stream is not None and stream.past and now < self._past_until:
+            return True
         gaps = self._missing.by_stream.get((origin, epoch), ())
         return any(before is None or gap.first < before for gap in gaps)
 
@@ -1664,6 +1774,19 @@ class Plumtree:
             "missing_ranges": len(self._missing),
             "streams": len(self._streams) - 1,
         }
+
+
+def _without(run: Range, absent: list[Range]) -> list[Range]:
+    """What is left of `run` without these, which lie in it, ascending."""
+    out: list[Range] = []
+    first, last = run
+    for a, b in absent:
+        if first < a:
+            out.append((first, a - 1))
+        first = b + 1
+    if first <= last:
+        out.append((first, last))
+    return out
 
 
 def _merge(ranges: list[Range]) -> list[Range]:

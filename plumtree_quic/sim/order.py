@@ -6,6 +6,8 @@ An observer as the journal is: nothing of it reaches a core. The rules:
 - told: what is delivered is handed over, held back, or told as a hole.
 """
 
+from functools import partial
+
 import attrs
 
 from plumtree_quic.ids import MemberKey
@@ -73,7 +75,9 @@ class Readers:
 
     def _settle_one(self, host: Host, reader: _Reader, now: float) -> None:
         broadcasts = host.core.broadcasts
-        out = reader.back.settle(broadcasts.seen_through, broadcasts.awaits, now)
+        out = reader.back.settle(
+            broadcasts.seen_through, partial(broadcasts.awaits, now=host.now()), now
+        )
         self._hand_over(host.life, reader, out)
 
     def _hand_over(self, life: Life, reader: _Reader, out: list[_Item | Hole]) -> None:

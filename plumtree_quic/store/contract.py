@@ -50,14 +50,16 @@ READER_NAME_BYTES_MAX = 255
 class Kept:
     """A bundle as the store has it.
 
-    at: the arrival number of its first message. hop: links that it crossed to us; 0 for our own.
-    origin: who broadcast it.
+    at: the arrival number of its first message; 0 where there is no store. hop: links that it
+    crossed to us; 0 for our own. origin: who broadcast it. history: from before our time; for
+    readers alone that asked for what was.
     """
 
     at: int
     bundle: Bundle
     hop: int
     origin: NodeId
+    history: bool = False
 
     @property
     def next_at(self) -> int:
@@ -92,9 +94,14 @@ class StoredStream:
 
 @attrs.frozen
 class Recovered:
-    """What a former life left. chains: by key_id, certificates, leaf first, as DER."""
+    """What a former life left.
+
+    joined: it was a member, so what it has not seen it has missed: that is not from before our
+    time. chains: by key_id, certificates, leaf first, as DER.
+    """
 
     streams: tuple[StoredStream, ...] = ()
+    joined: bool = False
     chains: Mapping[bytes, tuple[bytes, ...]] = attrs.field(factory=dict)
 
 
@@ -159,20 +166,30 @@ class MessageStore(Protocol):
         there, for each commit; by a store that is not durable only when something was evicted.
         """
 
-    def put(self, bundle: Bundle, origin: NodeId, hop: int, now_ms: int) -> tuple[int, int]:
-        """Keep a bundle whose numbers are new here, and mark them as seen. Of the floor no more.
+    def put(
+        self,
+        bundle: Bundle,
+        origin: NodeId,
+        hop: int,
+        now_ms: int,
+        *,
+        chain: Sequence[bytes] = (),
+        history: bool = False,
+    ) -> tuple[int, int]:
+        """Keep a bundle whose numbers are new here, mark them as seen, and take them off the floor.
 
-        Returns (ticket, arrival number of its first message).
+        chain: the certificates that it is signed under; kept for as long as a bundle is here that
+        names their key_id. Returns (ticket, arrival number of its first message).
         """
+
+    def mark_joined(self) -> int:
+        """From now on this node is a member; see Recovered."""
 
     def see(self, key: StreamKey, first: int, last: int) -> int:
         """first .. last count as seen without having been kept: refused, or given up."""
 
     def set_floor(self, key: StreamKey, floor: Sequence[Range]) -> int:
         """These are said to be from before our time, and nothing else of this stream is."""
-
-    def keep_chain(self, key_id: bytes, chain: Sequence[bytes]) -> int:
-        """Keep certificates for as long as a bundle is here that was signed under `key_id`."""
 
     def forget(self, key: StreamKey) -> int:
         """This epoch is over: nothing of it is of use any more, its seen set included."""
@@ -196,8 +213,8 @@ class MessageStore(Protocol):
         What was let go leaves a hole: the first `at` is then larger than the one asked for.
         """
 
-    def reader(self, name: str) -> ReaderState:
-        """How far the reader of this name has got; one that is new begins at `head`.
+    def reader(self, name: str, begin: int | None = None) -> ReaderState:
+        """How far the reader of this name has got; one that is new starts at `begin`, or at `head`.
 
         Raises:
             StoreError: there are READERS_MAX others already, or the name is not fit for one.

@@ -60,12 +60,13 @@ class MemoryStore:
         self._skip = 0
         self._shelves: dict[StreamKey, Shelf[Kept]] = {}
         self._seen: dict[StreamKey, Intervals] = {}
-        self._floors: dict[StreamKey, tuple[Range, ...]] = {}
+        self._floors: dict[StreamKey, Intervals] = {}
         self._chains: dict[bytes, tuple[bytes, ...]] = {}
         self._signed: Counter[bytes] = Counter()
         self._readers: dict[str, tuple[int, Intervals]] = {}
         self._messages = self._bytes = self._evicted = self._unacked = 0
         self._tickets = 0
+        self._joined = False
         self._on_commit: Callable[[Committed], None] | None = None
 
     # --- life -----------------------------------------------------------------------------------
@@ -78,12 +79,12 @@ class MemoryStore:
             StoredStream(
                 key,
                 tuple(self._seen[key].ranges()) if key in self._seen else (),
-                self._floors.get(key, ()),
+                tuple(self._floors[key].ranges()) if key in self._floors else (),
                 tuple(self._shelves[key].held.ranges()) if key in self._shelves else (),
             )
             for key in keys
         )
-        return Recovered(streams, dict(self._chains))
+        return Recovered(streams, self._joined, dict(self._chains))
 
     def attach(
         self,
@@ -99,12 +100,26 @@ class MemoryStore:
 
     # --- changes --------------------------------------------------------------------------------
 
-    def put(self, bundle: Bundle, origin: NodeId, hop: int, now_ms: int) -> tuple[int, int]:
+    def put(
+        self,
+        bundle: Bundle,
+        origin: NodeId,
+        hop: int,
+        now_ms: int,
+        *,
+        chain: Sequence[bytes] = (),
+        history: bool = False,
+    ) -> tuple[int, int]:
         """Keep a bundle; the oldest go where there is no room."""
         key = (bundle.origin, bundle.epoch)
         at, self.head = self.head, self.head + bundle.count
         self._mark(key, bundle.first, bundle.last)
-        kept = Kept(at, bundle, hop, origin)
+        floor = self._floors.get(key)
+        if floor is not None:
+            floor.remove(bundle.first, bundle.last)
+        kept = Kept(at, bundle, hop, origin, history)
+        if chain:
+            self._chains.setdefault(bundle.key_id, tuple(chain))
         shelf = self._shelves.get(key)
         if shelf is None:
             shelf = self._shelves[key] = Shelf()
@@ -124,27 +139,29 @@ class MemoryStore:
 
     def set_floor(self, key: StreamKey, floor: Sequence[Range]) -> int:
         """Replace the floor."""
-        if floor:
-            self._floors[key] = tuple(floor)
-        else:
-            self._floors.pop(key, None)
+        self._floors[key] = runs = Intervals()
+        for run in floor:
+            runs.add(*run)
         return self._ticket()
 
-    def keep_chain(self, key_id: bytes, chain: Sequence[bytes]) -> int:
-        """Keep certificates."""
-        self._chains[key_id] = tuple(chain)
+    def mark_joined(self) -> int:
+        """Be a member."""
+        self._joined = True
         return self._ticket()
 
     def forget(self, key: StreamKey) -> int:
         """Drop all of a stream."""
         shelf = self._shelves.pop(key, None)
         if shelf is not None:
-            gone = [kept for kept in self._order if (kept.bundle.origin, kept.bundle.epoch) == key]
-            self._order = deque(kept for kept in self._order if kept not in set(gone))
-            self._ats = [kept.at for kept in self._order]
+            stays: deque[Kept] = deque()
+            for kept in self._order:
+                if (kept.bundle.origin, kept.bundle.epoch) == key:
+                    self._count_out(kept)
+                else:
+                    stays.append(kept)
+            self._order = stays
+            self._ats = [kept.at for kept in stays]
             self._skip = 0
-            for kept in gone:
-                self._count_out(kept)
         self._seen.pop(key, None)
         self._floors.pop(key, None)
         return self._ticket()
@@ -188,12 +205,12 @@ class MemoryStore:
         picked = (self._order[i] for i in range(place, len(self._order)))
         done(_page(picked, bytes_max))
 
-    def reader(self, name: str) -> ReaderState:
+    def reader(self, name: str, begin: int | None = None) -> ReaderState:
         """A reader's place."""
         known = self._readers.get(name)
         if known is None:
             check_reader(name, len(self._readers))
-            known = self._readers[name] = (self.head, Intervals())
+            known = self._readers[name] = (begin or self.head, Intervals())
         start, acked = known
         return ReaderState(start, tuple(acked.ranges()))
 

@@ -388,7 +388,7 @@ async def test_a_node_whose_clock_went_back_starts_above_its_own_past(pki, monke
             await a.wait_for_peers(1)
             epoch = a._driver.epoch
         again = node(pki, "a")
-        monkeypatch.setattr(again, "_new_epoch", lambda: epoch - 3_600_000)
+        monkeypatch.setattr(again, "_new_epoch", lambda _recovered: epoch - 3_600_000)
         async with again, b.subscribe() as messages:
             await again.join([b.address])
             await again.wait_for_peers(1)

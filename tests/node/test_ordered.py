@@ -6,6 +6,7 @@ import pytest
 
 from plumtree_quic import ConfigError, Gap, Message, Node, PlumtreeConfig, QuicConfig, wire
 from plumtree_quic.ids import member_key
+from plumtree_quic.store.contract import Kept
 from tests.rigs.pki import Pki
 from tests.rigs.waiting import WAIT_S, linked
 
@@ -37,7 +38,7 @@ def come(to, origin, *seqs, topic="t", epoch=1):
         bundle = wire.build_bundle(
             origin=member_key(origin.id), epoch=epoch, first=seq, messages=[(topic, b"x")]
         )
-        to._deliver(bundle, 1)
+        to._deliver(Kept(0, bundle, 1, origin.id))
 
 
 async def test_each_senders_messages_are_read_in_the_order_in_which_they_were_sent(pki):

@@ -601,7 +601,7 @@ async def test_a_raised_epoch_is_kept_in_state_dir(pki, tmp_path, monkeypatch):
             await a.wait_for_peers(1)
             epoch = a._driver.epoch
         again = node(pki, "a", state_dir=tmp_path)
-        monkeypatch.setattr(again, "_new_epoch", lambda: epoch - 3_600_000)
+        monkeypatch.setattr(again, "_new_epoch", lambda _recovered: epoch - 3_600_000)
         async with again:
             await again.join([b.address])
             await again.wait_for_peers(1)

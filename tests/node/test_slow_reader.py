@@ -1,5 +1,6 @@
 """An application that reads too slowly: what becomes of it is its own choice, and never silent."""
 
+import asyncio
 import logging
 
 import pytest
@@ -84,13 +85,18 @@ async def test_a_relay_is_held_up_by_no_reader(pki):
     async with node(pki) as a, a.subscribe(own=True, buffer=1, when_full="drop_newest") as reader:
         for _ in range(1_000):
             await a.broadcast(b"x")
+        await asyncio.sleep(0)
         assert (reader.pending, reader.dropped) == (1, 999)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"when_full": "wait"}, "when_full='wait': must be one of"),
+        ({"when_full": "perhaps"}, "when_full='perhaps': must be one of"),
+        ({"when_full": "wait"}, "this node has none: pass store="),
+        ({"since": 0}, "this node has none"),
+        ({"ack": "manual"}, "this node has none"),
+        ({"ack": "never"}, "ack='never': must be"),
         ({"when_full": "drop_oldest", "order": "fifo"}, "no place for silent holes"),
     ],
 )

@@ -28,6 +28,7 @@ from plumtree_quic.proto.effects import (
     PruneSent,
     Push,
     Send,
+    Skipped,
 )
 from plumtree_quic.proto.plumtree import AHEAD_IDS_MAX, SETTLING_BUNDLES
 from tests.rigs.broadcast import bundle, core, key, node
@@ -1224,7 +1225,7 @@ def test_a_bundle_that_opens_one_gap_too_many_is_not_taken_while_the_lowest_is_o
 
 def test_what_is_refused_is_seen_and_neither_delivered_nor_held_nor_forwarded():
     me = up()
-    assert me.refuse(P[0], gossip(1), 0.0) == []
+    assert me.refuse(P[0], gossip(1), 0.0) == [Skipped(ORIGIN, 1, 1, 1)]
     assert me.stats()["tree_refused"] == 1
     assert me.has_seen(bundle(1))
     assert me.cache_messages() == 0
