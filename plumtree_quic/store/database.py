@@ -94,7 +94,7 @@ def unusable(path: Path, what: object, remedy: str) -> StoreError:
     return StoreError(f"store {path}: {what}; {remedy}")
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: Exception) -> bool:
     """Whether SQLite says that the file is broken, or none of its own; not full, locked or away."""
     # Errors that Python's module itself raises have no code.
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF

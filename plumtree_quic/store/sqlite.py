@@ -192,7 +192,7 @@ class SqliteStore:
             for each in reversed(opened):
                 each.close()
             os.close(lock)
-            if isinstance(error, sqlite3.Error | OSError):
+            if isinstance(error, sqlite3.Error | OSError | UnicodeDecodeError):
                 raise self._explain(error)
             raise
         self._lock = lock
@@ -211,8 +211,9 @@ class SqliteStore:
         self._reader.start()
         return recovered
 
-    def _explain(self, error: sqlite3.Error | OSError) -> StoreError:
-        if isinstance(error, sqlite3.Error) and is_damage(error):
+    def _explain(self, error: Exception) -> StoreError:
+        # SQLite's own message may hold a damaged name of a table, and is then no text.
+        if isinstance(error, UnicodeDecodeError) or is_damage(error):
             return unusable(self._path, f"it is damaged or no store: {error}", MOVE_AWAY)
         return unusable(
             self._path,

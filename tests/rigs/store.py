@@ -119,8 +119,10 @@ def _puts(*firsts, **about):
 O1, P7 = (key("o"), 1), (key("p"), 7)
 A, B = b"a" * 16, b"b" * 16
 SCRIPT = [
-    [lambda store: store.keep_chain(A, [b"leaf a", b"ca"])],
-    _puts(1, 3, 5, count=2, key_id=A, signed_at=4_500_000),
+    [
+        lambda store: store.keep_chain(A, [b"leaf a", b"ca"]),
+        *_puts(1, 3, 5, count=2, key_id=A, signed_at=4_500_000),
+    ],
     [lambda store: store.reader("r"), lambda store: store.see(O1, 8, 9)],
     [lambda store: store.set_floor(P7, [(1, 4), (6, 6)])],
     [lambda store: store.keep_chain(B, [b"leaf b"]), *_puts(7, origin="p", epoch=7, key_id=B)],
