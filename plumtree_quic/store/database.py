@@ -51,6 +51,7 @@ MOVE_AWAY = (
 
 # "PltQ": by this a file is known as ours, whatever its version.
 APPLICATION_ID = 0x506C7451
+PAGE_BYTES_MIN = 512
 # How long to wait for others who read the file, a backup for instance, before that is a failure.
 BUSY_S = 1.0
 # What the log keeps of its size when it begins anew.
@@ -123,7 +124,7 @@ def reserve(path: Path) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Only now, for closing a file takes away the locks that SQLite has on it in this process.
-        os.close(_open_private(path))
+        size = _touch(path)
         for suffix in ("-wal", "-shm"):
             _restrict(path.with_name(path.name + suffix))
         _sync_directory(directory)
@@ -141,6 +142,10 @@ def reserve(path: Path) -> int:
             f"it cannot be used: {error.strerror or error}",
             "make it a regular file that this user may read and write, or " + MOVE_AWAY,
         )
+    if 0 < size < PAGE_BYTES_MIN:
+        # SQLite would take it for empty and write over it.
+        os.close(lock)
+        raise unusable(path, "it is no database", MOVE_AWAY)
     return lock
 
 
@@ -160,10 +165,19 @@ def _open_private(path: Path) -> int:
     return descriptor
 
 
+def _touch(path: Path) -> int:
+    """Make the file if there is none; its size."""
+    descriptor = _open_private(path)
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+
+
 def _restrict(path: Path) -> None:
     """What a former life left beside the file; SQLite makes new ones with the file's own mode."""
     if path.exists():
-        os.close(_open_private(path))
+        _touch(path)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -393,11 +393,12 @@ class SqliteStore:
     def _commit(self, ledger: Ledger, batch: _Batch) -> bool:
         """Try until it is written; False when there is no time left for that."""
         while True:
+            is_closing = self._close_by is not None
             try:
                 outcome = ledger.apply(batch.operations, batch.number)
             except Exception as error:
                 self._fail(error)
-                if not self._wait_to_retry():
+                if not self._wait_to_retry(is_closing):
                     self._give_up(batch)
                     return False
             else:
@@ -464,17 +465,20 @@ class SqliteStore:
                 extra={"event": "store.failing", "reason": str(error), "waiting": waiting},
             )
 
-    def _wait_to_retry(self) -> bool:
-        """False when the store is to be closed and there is no time left."""
+    def _wait_to_retry(self, is_closing: bool) -> bool:
+        """False when the store is to be closed and there is no time left.
+
+        is_closing: it was to be closed already when the attempt that failed began.
+        """
         with self._changed:
-            if self._close_by is None:
+            if not is_closing:
                 # Who closes meanwhile wants it tried at once.
                 self._changed.wait_for(lambda: self._close_by is not None, RETRY_S)
                 return True
+            assert self._close_by is not None
             left = self._close_by - time.monotonic()
         if left <= 0:
             return False
-        # No longer in vain than there is time for.
         time.sleep(min(RETRY_S, left))
         return True
 

@@ -166,9 +166,7 @@ def run_script(driven, begin=0, told=lambda number: None):
 
 
 def sqlite_store(directory, **about):
-    return SqliteStore(
-        directory / "store.db", **{**LIMITS, "synchronous": "normal", **about}
-    )
+    return SqliteStore(directory / "store.db", **{**LIMITS, "synchronous": "normal", **about})
 
 
 class Faulty(sqlite3.Connection):
