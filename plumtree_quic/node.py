@@ -1476,7 +1476,7 @@ def _make_store(config: StorageConfig, state_dir: Path | None) -> MessageStore:
         retention_s=config.retention,
         messages_max=config.max_messages,
         bytes_max=config.max_bytes,
-        synchronous=config.synchronous,
+        synchronous="full" if config.synchronous == "full" else "normal",
     )
 
 

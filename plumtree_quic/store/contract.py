@@ -71,7 +71,8 @@ class Kept:
 class Page:
     """Bundles that were asked for, ascending, and whether there are more.
 
-    more: the answer ended because of its bound in bytes, not because there was nothing left.
+    more: the answer ended because of its bound in bytes, not because there was nothing left. With
+    no bundle at all: they could not be read just now, and the log says why; ask again later.
     """
 
     kept: tuple[Kept, ...]
@@ -204,7 +205,8 @@ class MessageStore(Protocol):
     ) -> None:
         """Hand the bundles that hold any of first .. last to `done`, ascending, at once or later.
 
-        At least one, if there is any, and else no more than `bytes_max` of their bytes.
+        At least one, if there is any, and else no more than `bytes_max` of their bytes. Only what
+        is committed. `done` is called by way of `attach`, which is to come first.
         """
 
     def read_from(self, at: int, bytes_max: int, done: Callable[[Page], None]) -> None:
@@ -238,7 +240,8 @@ class MessageStore(Protocol):
 
 def check_reader(name: str, others: int) -> None:
     """Raise StoreError when `name` is no name for a reader, or there are too many."""
-    if not name or len(name.encode()) > READER_NAME_BYTES_MAX or not name.isprintable():
+    # What is printable can be encoded, too: a lone surrogate is neither.
+    if not name or not name.isprintable() or len(name.encode()) > READER_NAME_BYTES_MAX:
         raise StoreError(
             f"reader {name[:40]!r}: a name of 1 to {READER_NAME_BYTES_MAX} bytes without control "
             "characters is needed"

@@ -142,6 +142,8 @@ class MemoryStore:
         self._floors[key] = runs = Intervals()
         for run in floor:
             runs.add(*run)
+        if not runs:
+            del self._floors[key]
         return self._ticket()
 
     def mark_joined(self) -> int:
