@@ -11,6 +11,7 @@ from plumtree_quic.config import (
     CompressionConfig,
     HealthConfig,
     PlumtreeConfig,
+    StorageConfig,
     SyncConfig,
     parse_duration,
 )
@@ -40,6 +41,17 @@ PRESET_VALUES = {
     "max_lazy_peers": (None, None, None, 50),
     "zone": ("",) * 4,
     "sync": (SyncConfig(enabled=True, sync_interval=30.0, max_batch_size=100),) * 4,
+    # The guide's; it knows nothing of bytes, nor of what a disk has.
+    "storage": (
+        StorageConfig(
+            enabled=False,
+            retention=300.0,
+            max_messages=100_000,
+            max_bytes=256 << 20,
+            synchronous="full",
+        ),
+    )
+    * 4,
     "compression": (
         CompressionConfig(enabled=False, algorithm="zstd", level=3, min_payload_size=256),
         CompressionConfig(enabled=False, algorithm="zstd", level=3, min_payload_size=256),
@@ -124,6 +136,7 @@ WRONG = {
     "max_lazy_peers": (0, 4_097),
     "zone": ("z" * 65, "ä" * 33, "eu\n1", "eu\u202e1", "\ud800", None, 1, b"eu"),
     "sync": (None, {"enabled": True}, HealthConfig()),
+    "storage": (None, SyncConfig()),
     "compression": (None,),
     "health": (None,),
     "probe_interval": (0, 61),
@@ -139,6 +152,11 @@ WRONG = {
 WRONG_PARTS = {
     (SyncConfig, "enabled"): ("true", 1),
     (SyncConfig, "sync_interval"): (0, 86_401),
+    (StorageConfig, "enabled"): (None, 1),
+    (StorageConfig, "retention"): (0.5, 30 * 86_400 + 1),
+    (StorageConfig, "max_messages"): (0, 100_000_001),
+    (StorageConfig, "max_bytes"): (1 << 19, (1 << 40) + 1),
+    (StorageConfig, "synchronous"): ("off", None),
     (SyncConfig, "max_batch_size"): (0, 4_097),
     (CompressionConfig, "enabled"): (None,),
     (CompressionConfig, "algorithm"): ("gzip", "", None),
