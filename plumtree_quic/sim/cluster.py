@@ -12,6 +12,7 @@ import attrs
 from plumtree_quic import wire
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import MemberKey, NodeId, member_key
+from plumtree_quic.ledger import Ledger
 from plumtree_quic.messages import (
     Ack,
     Bundle,
@@ -34,11 +35,16 @@ from plumtree_quic.proto.effects import (
     Deliver,
     DialSeed,
     Effect,
+    FloorMoved,
+    Forgotten,
+    Greeted,
     Link,
     Push,
     Relink,
     Send,
     SendDatagram,
+    Serve,
+    Skipped,
     Strike,
     Superseded,
     TurnAway,
@@ -47,11 +53,14 @@ from plumtree_quic.proto.effects import (
 from plumtree_quic.security.gate import Gate, Refusal
 from plumtree_quic.security.keyring import Verdict
 from plumtree_quic.security.signatures import Kind, fact_kind
+from plumtree_quic.sim.disks import Disk
 from plumtree_quic.sim.faults import CALM, Blow, Storm, Weather
 from plumtree_quic.sim.keys import Authority, SimKey, SimRing
 from plumtree_quic.sim.network import IDLE_S, End, Network, Time
 from plumtree_quic.sim.network import Link as NetLink
 from plumtree_quic.sim.report import Journal, Life, Report, Violation
+from plumtree_quic.store.contract import Committed, Kept
+from plumtree_quic.store.memory import MemoryStore
 
 __all__ = ["Cluster", "Host"]
 
@@ -93,6 +102,7 @@ class Host:
         epoch: int,
         config: PlumtreeConfig,
         place: str | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self.cluster = cluster
         self.name = name
@@ -134,6 +144,11 @@ class Host:
         )
         self.refusals: list[tuple[NodeId, Refusal]] = []
         self.core = self._make_core(None)
+        # Told of each bundle that is safe, if anybody wants to know.
+        self.consumer: Callable[[Kept], None] | None = None
+        self.ledger: Ledger | None = None
+        if disk is not None:
+            self._use_disk(disk)
 
     def _make_core(self, directory: Directory | None) -> Core:
         return Core(
@@ -145,6 +160,19 @@ class Host:
             wall_ms=self.wall_ms,
             directory=directory,
         )
+
+    def _use_disk(self, disk: Disk) -> None:
+        """As driver and node do with a store."""
+        self.ledger = Ledger(disk, self.id, lambda: self.core, self)
+        recovered = disk.open(wire.parse_bundle, self.wall_ms())
+        for chain in recovered.chains.values():
+            self.ring.offer(chain, self.now())
+        disk.attach(lambda then: self.cluster.time.after(0.0, then), self._on_commit)
+        self.ledger.recover(recovered)
+
+    def _on_commit(self, commit: Committed) -> None:
+        if self.alive and self.ledger is not None:
+            self.ledger.committed(commit)
 
     def meet(self, directory: Directory, keys: Mapping[bytes, SimKey]) -> None:
         """Before the start: know all of these, as if they had been met long ago."""
@@ -205,6 +233,10 @@ class Host:
         now = self.cluster.time.now
         self.cluster.journal.on_published(self.life, bundle, self._ends, now)
         self._input(self.core.broadcast(bundle, self.now()))
+        if self.ledger is not None:
+            self.ledger.broadcast(bundle, lambda: self.cluster.accepted.append(bundle))
+        else:
+            self.cluster.accepted.append(bundle)
         self._check_later()
         return bundle
 
@@ -297,6 +329,8 @@ class Host:
     def fresh(self, end: End) -> None:
         """Acknowledgements advanced. That puts off what is due; the timer finds out by itself."""
         self._hear(end, self.now())
+        if self.ledger is not None and self.ledger.is_serving:
+            self.ledger.pump()
 
     def writable(self, end: End) -> None:
         """The gossip lane has room again."""
@@ -334,6 +368,8 @@ class Host:
         self._blocked.pop(peer, None)
         self._congested.pop(peer, None)
         self.gate.link_down(peer)
+        if self.ledger is not None:
+            self.ledger.link_down(peer)
         self._input(self.core.link_down(peer, self.now()))
         if peer in self._wanted:
             if reason == OVERLOADED:
@@ -348,6 +384,8 @@ class Host:
     def die(self) -> None:
         """SIGKILL: nobody is told."""
         self.alive = self.life.alive = False
+        if self.ledger is not None:
+            self.ledger.store.close()
 
     def leave(self) -> None:
         """Say goodbye, then close all links and end."""
@@ -502,9 +540,16 @@ class Host:
                 case Push(peers, message):
                     for peer in peers:
                         self._push(peer, message)
-                case Deliver():
+                case Deliver(bundle):
                     journal.on_delivered(self.life, effect, self._ends, now)
                     self._check_later()
+                    origin = self.core.node_id_of(bundle.origin)
+                    assert origin is not None
+                    if self.ledger is not None:
+                        self.ledger.delivered(effect, origin)
+                case Skipped() | FloorMoved() | Greeted() | Forgotten() | Serve():
+                    if self.ledger is not None:
+                        self.ledger.note(effect)
                 case SendDatagram(peer, message):
                     end = self.links.get(peer)
                     if end is not None:
@@ -532,6 +577,27 @@ class Host:
                     self.cluster.time.after(0.0, self.cluster.superseded, self)
                 case _:
                     journal.on_fact(self.life, effect, now)
+
+    def hand_over(self, kept: Kept) -> None:
+        """For the ledger: the application may have it."""
+        if self.consumer is not None:
+            self.consumer(kept)
+
+    def sync_backlog(self, peer: NodeId) -> int | None:
+        """For the ledger."""
+        end = self.links.get(peer)
+        return end.backlog(Lane.SYNC) if end is not None else None
+
+    def answer(self, peer: NodeId, message: Repair | GraftRefused) -> None:
+        """For the ledger."""
+        end = self.links.get(peer)
+        if end is not None:
+            self.cluster.journal.on_told(end, message)
+            end.send(message)
+
+    def chain_of(self, key_id: bytes) -> tuple[bytes, ...]:
+        """For the ledger."""
+        return self.ring.chain(key_id) or ()
 
     def _send(self, end: End, message: Message) -> None:
         if isinstance(message, Repair) and end.backlog(Lane.SYNC) > REPAIR_BACKLOG_BYTES:
@@ -705,6 +771,7 @@ class Cluster:
         weather: of every way, at first.
         seed: of all randomness.
         zone_of: which zone a node of this name is in; all are in one by default.
+        disks: every node has a store, which outlives it.
     """
 
     def __init__(
@@ -714,8 +781,14 @@ class Cluster:
         weather: Weather = CALM,
         seed: int = 0,
         zone_of: Callable[[str], str] | None = None,
+        disks: bool = False,
     ) -> None:
         self.seed = seed
+        self.disks: dict[str, MemoryStore] | None = {} if disks else None
+        # Bundles that count as accepted: they are safe where they were broadcast.
+        self.accepted: list[Bundle] = []
+        # Told of each node that begins.
+        self.on_start: Callable[[Host], None] | None = None
         self.zone_of = zone_of
         self.config = config or PlumtreeConfig.lan()
         self.journal = Journal(self.config.ihave_interval)
@@ -762,9 +835,18 @@ class Cluster:
             if not beside:
                 before.die()
             epoch = max(epoch, before.epoch + 1)
-        host = self._place(Host(self, name, epoch, self._config_of(name), place))
+        disk = self._disk_of(name, epoch)
+        host = self._place(Host(self, name, epoch, self._config_of(name), place, disk))
+        if self.on_start is not None:
+            self.on_start(host)
         host.start(seeds, remembered)
         return host
+
+    def _disk_of(self, name: str, epoch: int) -> Disk | None:
+        if self.disks is None:
+            return None
+        saved = self.disks.setdefault(name, MemoryStore(retention_s=self.config.storage.retention))
+        return Disk(self.time, Random(f"{self.seed} disk {name} {epoch}"), saved)
 
     def _config_of(self, name: str) -> PlumtreeConfig:
         if self.zone_of is None:

@@ -238,7 +238,8 @@ class Journal:
         if item.life is life:
             raise Violation(f"{life.name} is given its own {_show(item)}")
         life.delivered.add(index)
-        life.due.append((now + self._interval_s, index, links))
+        if not effect.history:
+            life.due.append((now + self._interval_s, index, links))
         item.hop = max(item.hop, effect.hop)
         item.latencies.append(now - item.at)
         if self.also_delivered is not None:

@@ -209,12 +209,15 @@ class MemoryStore:
 
     def reader(self, name: str, begin: int | None = None) -> ReaderState:
         """A reader's place."""
-        known = self._readers.get(name)
-        if known is None:
+        if name not in self._readers:
             check_reader(name, len(self._readers))
-            known = self._readers[name] = (begin or self.head, Intervals())
-        start, acked = known
+            self._readers[name] = (begin or self.head, Intervals())
+        start, acked = self._readers[name]
         return ReaderState(start, tuple(acked.ranges()))
+
+    def knows_reader(self, name: str) -> bool:
+        """Whether a reader of this name has a place."""
+        return name in self._readers
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes."""

@@ -7,6 +7,7 @@ from tests.effects import (
     test_membership_effects,
     test_node_effects,
     test_overlay_effects,
+    test_storage_effects,
     test_tree_effects,
 )
 from tests.rigs.effects import SHOWN
@@ -15,6 +16,7 @@ MODULES = (
     test_membership_effects,
     test_node_effects,
     test_overlay_effects,
+    test_storage_effects,
     test_tree_effects,
 )
 

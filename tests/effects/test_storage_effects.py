@@ -32,7 +32,7 @@ async def test_storage_is_on_the_disk_with_a_state_dir_and_in_memory_without(
             assert (await anext(aiter(messages))).payload == b"x"
     assert (tmp_path / "state" / "messages.db").exists() is on_disk
     async with node(pki, state_dir) as a:
-        with pytest.raises(ConfigError, match="storage.enabled"):
+        with pytest.raises(ConfigError, match=r"storage\.enabled"):
             a.subscribe(since=0)
 
 
