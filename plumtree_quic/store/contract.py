@@ -232,7 +232,10 @@ class MessageStore(Protocol):
         """Let go what is older than `retention_s`. Call it now and then."""
 
     def close(self) -> None:
-        """Write what waits and end. Blocks; afterwards nothing may be called."""
+        """Write what waits and end. Blocks; afterwards nothing may be called.
+
+        What was asked and is not answered yet stays so. Who has called it once may do so again.
+        """
 
     def stats(self) -> dict[str, int]:
         """Counters and sizes by name, each beginning with store_."""

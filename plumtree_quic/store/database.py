@@ -115,6 +115,7 @@ def reserve(path: Path) -> int:
             directory.mkdir(mode=0o700)
             # Whatever the umask is.
             directory.chmod(0o700)
+            _sync_directory(directory.parent)
         lock = _open_private(path.with_name(path.name + ".lock"))
     except OSError as error:
         raise unusable(
