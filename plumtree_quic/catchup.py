@@ -3,7 +3,6 @@
 Counts in the store's arrival numbers. Knows queues and the store, and neither links nor trees.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -63,7 +62,9 @@ class CatchUp:
         me: our own identity; what we broadcast is for readers with `own`.
         handed_at: the arrival number behind what was handed over last, to anybody.
         read: the messages of a bundle.
+        clock: monotonic seconds, as the reader counts them.
         when_safe: told a ticket of the store, is done when that is safe.
+        taken: called when the reader was given something.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class CatchUp:
         me: NodeId,
         handed_at: Callable[[], int],
         read: Callable[[Kept], list[Message]],
+        clock: Callable[[], float],
         when_safe: Callable[[int], Awaitable[None]],
+        taken: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self.reader = reader
@@ -86,7 +89,9 @@ class CatchUp:
         self._me = me
         self._handed_at = handed_at
         self._read = read
+        self._clock = clock
         self._when_safe = when_safe
+        self._taken = taken
         self._reading = False
         reader.on_room = self.pull
 
@@ -99,6 +104,11 @@ class CatchUp:
     def next_at(self) -> int:
         """The arrival number behind what this reader was given."""
         return self._next_at
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this reader was given all that was handed over to anybody."""
+        return not self._reading and self._next_at >= self._handed_at()
 
     def offer(self, kept: Kept) -> None:
         """A bundle is handed over just now: give it on, if this reader is so far."""
@@ -162,7 +172,8 @@ class CatchUp:
         messages = self._read(kept)
         if self.name:
             messages = self._with_acks(kept, messages)
-        self.reader.take(kept, messages, time.monotonic())
+        self.reader.take(kept, messages, self._clock())
+        self._taken()
 
     def _is_meant(self, kept: Kept) -> bool:
         since_ms = self._place.since_ms

@@ -79,6 +79,7 @@ from plumtree_quic.security.keyring import KeyRing, Verdict
 from plumtree_quic.security.policy import Policy
 from plumtree_quic.security.signatures import Kind, Signer, fact_kind, key_id_of
 from plumtree_quic.store.contract import Committed, Kept, MessageStore, Recovered
+from plumtree_quic.subscription import OrderedSubscription
 
 __all__ = ["Driver", "Sink", "advertised_address"]
 
@@ -638,6 +639,7 @@ class Driver:
             messages=messages,
             zstd_level=compression.level if compression.enabled else None,
             zstd_bytes_min=compression.min_payload_size,
+            previous=self._recovered.last_of(self.core.key) if self._next_seq == 1 else None,
             **self._signed(Kind.BUNDLE),
         )
         self.counters.bundles_built += 1
@@ -679,6 +681,22 @@ class Driver:
         assert self._ledger is not None
         self._ledger.after(ticket, lambda: None if safe.done() else safe.set_result(None))
         return safe
+
+    def settle_order(self, reader: OrderedSubscription) -> None:
+        """Let an ordered reader look at what it holds back; it has all that was handed over."""
+        broadcasts, ledger, now = self.core.broadcasts, self._ledger, self._loop.time()
+
+        def seen(origin: MemberKey, epoch: int, seq: int) -> int:
+            if ledger is not None and ledger.is_pending((origin, epoch)):
+                return seq - 1
+            return broadcasts.seen_through(origin, epoch, seq)
+
+        def awaited(origin: MemberKey, epoch: int, before: int | None) -> bool:
+            if ledger is not None and ledger.is_pending((origin, epoch)):
+                return True
+            return broadcasts.awaits(origin, epoch, before, now)
+
+        reader.settle(seen, awaited, time.monotonic(), whole=broadcasts.is_greeted)
 
     def want_past(self) -> None:
         """Fetch what others hold from before our time."""

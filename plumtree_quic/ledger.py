@@ -5,7 +5,7 @@ a bundle is safe before it is handed over, a broadcast is safe before it counts 
 is safe can be served to others, and what others ask for leaves as their links have room.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -96,6 +96,8 @@ class Ledger:
         self._through = 0
         # What is to be done once a ticket is safe, in the order of tickets.
         self._after: deque[tuple[int, Callable[[], None]]] = deque()
+        # Bundles of each stream that were put and are not safe.
+        self._pending: Counter[StreamKey] = Counter()
         self._serving: dict[NodeId, _Serving] = {}
         self.counters = LedgerCounters()
 
@@ -126,12 +128,17 @@ class Ledger:
         ticket, at = self.store.put(
             bundle, origin, hop, self._outside.wall_ms(), chain=chain, history=history
         )
+        self._pending[bundle.origin, bundle.epoch] += 1
         self.after(ticket, lambda: self._on_safe(Kept(at, bundle, hop, origin, history)))
         return ticket
 
     def _on_safe(self, kept: Kept) -> None:
         bundle = kept.bundle
-        self._core().stored((bundle.origin, bundle.epoch), bundle.first, bundle.last)
+        key = (bundle.origin, bundle.epoch)
+        self._pending[key] -= 1
+        if not self._pending[key]:
+            del self._pending[key]
+        self._core().stored(key, bundle.first, bundle.last)
         self._outside.hand_over(kept)
 
     def note(self, effect: Skipped | FloorMoved | Greeted | Forgotten | Serve) -> None:
@@ -170,6 +177,10 @@ class Ledger:
     def is_full(self) -> bool:
         """Whether so much waits for the disk that nothing more should be let in."""
         return self.store.waiting_bytes > WAITING_BYTES_MAX
+
+    def is_pending(self, key: StreamKey) -> bool:
+        """Whether something of (origin, epoch) is here and was not handed over yet."""
+        return key in self._pending
 
     @property
     def is_waiting(self) -> bool:

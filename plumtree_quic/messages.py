@@ -206,6 +206,8 @@ class Bundle:
     Immutable: `raw` is what crossed the wire and what is forwarded. Messages first .. last of
     (origin, epoch) are inside `raw` from `body_at` on, packed by `compression`; opening it is the
     codec's work, and no relay needs it. chunk_count is 1 but for pieces of a large message.
+    previous: in the first bundle of an epoch, (epoch, last number) of what its origin remembers as
+    the one before; so that readers who want order know when that is complete.
     """
 
     origin: MemberKey
@@ -224,6 +226,7 @@ class Bundle:
     signature: bytes
     body_at: int
     raw: bytes = attrs.field(repr=False)
+    previous: Range | None = None
 
     @property
     def last(self) -> int:

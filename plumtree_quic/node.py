@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -947,6 +947,9 @@ class Node:
                 acked,
                 max(self._recovered_at, self._handed_to.get(name, 1)),
             )
+        taken: Callable[[], None] = lambda: None  # noqa: E731
+        if isinstance(reader, OrderedSubscription):
+            taken = partial(self._settle_later, reader)
         catching = CatchUp(
             store,
             reader,
@@ -954,7 +957,9 @@ class Node:
             me=self.id,
             handed_at=lambda: self._handed_at,
             read=self._messages_of,
+            clock=time.monotonic,
             when_safe=driver.when_safe,
+            taken=taken,
         )
         self._catching.append(catching)
         if since_ms is not None:
@@ -1270,10 +1275,10 @@ class Node:
         driver = self._driver
         if driver is None or not self._is_live():
             return
-        broadcasts, loop = driver.core.broadcasts, asyncio.get_running_loop()
-        awaits = partial(broadcasts.awaits, now=loop.time())
+        behind = [each.reader for each in self._catching if not each.is_live]
         for each in tuple(self._ordered):
-            each.settle(broadcasts.seen_through, awaits, time.monotonic())
+            if each not in behind:
+                driver.settle_order(each)
             self._settle_later(each)
 
     def _fact(self, effect: Effect) -> None:

@@ -314,13 +314,15 @@ class OrderedSubscription(_Reader[Message | Gap]):
         self._now = now
         self._names[bundle.origin] = kept.origin
         wanted = [each for each in messages if self.wants(each.topic)]
-        out = self._held.put(bundle.origin, bundle.epoch, bundle.first, bundle.last, wanted, now)
+        out = self._held.put(
+            bundle.origin, bundle.epoch, bundle.first, bundle.last, wanted, now, bundle.previous
+        )
         self._hand_over(out)
 
-    def settle(self, seen: SeenThrough, awaited: IsAwaited, now: float) -> None:
+    def settle(self, seen: SeenThrough, awaited: IsAwaited, now: float, *, whole: bool) -> None:
         """Hand over what waits for nothing any more; see `HoldBack.settle`."""
         self._now = now
-        self._hand_over(self._held.settle(seen, awaited, now))
+        self._hand_over(self._held.settle(seen, awaited, now, whole=whole))
 
     def close(self) -> None:
         """Stop receiving; what is queued can be iterated, and what was held back with its gaps."""

@@ -477,6 +477,7 @@ def build_bundle(
     key_id: bytes = b"",
     signed_at: int = 0,
     sign: Sign = _no_signature,
+    previous: tuple[int, int] | None = None,
 ) -> Bundle:
     """Encode 1..BUNDLE_MESSAGES_MAX `(topic, payload)` as messages first, first + 1, ...
 
@@ -514,6 +515,7 @@ def build_bundle(
             int(algorithm),
             key_id,
             signed_at,
+            *(previous or ()),
         )
     )
     signature = sign(header, body)
@@ -543,6 +545,7 @@ def build_bundle(
         signature=signature,
         body_at=4 + len(header) + len(signature),
         raw=raw,
+        previous=previous,
     )
 
 
@@ -591,7 +594,13 @@ def parse_bundle(raw: bytes) -> Bundle:
         signature=signature,
         body_at=signature_end,
         raw=raw,
+        previous=_previous(fields[1], fields[13:15]) if len(fields) >= 15 else None,
     )
+
+
+def _previous(epoch: int, fields: Sequence[object]) -> tuple[int, int]:
+    """Where the epoch before this one ends."""
+    return (_integer(fields[0], 1, epoch - 1), _integer(fields[1], 1, SEQ_MAX))
 
 
 def open_bundle(bundle: Bundle) -> list[tuple[str, bytes]]:

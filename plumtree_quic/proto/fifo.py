@@ -4,6 +4,8 @@ Trees and repairs bring bundles out of order. What comes before its turn is held
 missing has come, is known to be nothing (refused, or before our time), or is given up after a
 while. What is given up is told as a hole, at its place; when it comes after all it is not handed
 over. The epochs of an origin follow one another: a newer one waits until the older one is complete.
+Where the older one ends, the first bundle of the newer one says; an origin that has no memory of
+its former lives cannot say it, and then quiet must do.
 """
 
 from bisect import insort
@@ -14,6 +16,7 @@ import attrs
 
 from plumtree_quic.ids import MemberKey
 from plumtree_quic.intervals import Intervals
+from plumtree_quic.messages import Range
 
 __all__ = ["HoldBack", "Hole"]
 
@@ -41,6 +44,7 @@ class _Stream(Generic[_T]):
 
     held: by first sequence number, (last, items); firsts: its keys, ascending. blocked_at: since
     when the first of them waits. touched_at: when anything came last. told: what was told as holes.
+    previous: the epoch before this one, and its last number, where the first bundle named them.
     """
 
     touched_at: float
@@ -49,13 +53,17 @@ class _Stream(Generic[_T]):
     firsts: list[int] = attrs.field(factory=list)
     blocked_at: float = 0.0
     told: Intervals = attrs.field(factory=Intervals)
+    previous: Range | None = None
 
 
 @attrs.define(eq=False)
 class _Origin(Generic[_T]):
-    """current: the epoch whose turn it is. load: items and ranges of it that are held back."""
+    """current: the epoch whose turn it is. begun: something was handed over. load: items and ranges
+    of it that are held back.
+    """
 
     current: int
+    begun: bool = False
     epochs: dict[int, _Stream[_T]] = attrs.field(factory=dict)
     load: int = 0
 
@@ -94,7 +102,7 @@ class HoldBack(Generic[_T]):
     def begin(self, origin: MemberKey, epoch: int, next_seq: int, now: float) -> None:
         """All before `next_seq` was handed to others before this reader came."""
         stream: _Stream[_T] = _Stream(now, next_seq)
-        self._origins[origin] = _Origin(epoch, {epoch: stream})
+        self._origins[origin] = _Origin(epoch, True, {epoch: stream})
 
     def put(
         self,
@@ -104,11 +112,17 @@ class HoldBack(Generic[_T]):
         last: int,
         items: Sequence[_T],
         now: float,
+        previous: Range | None = None,
     ) -> list[_T | Hole]:
-        """first .. last were delivered; `items` is what this reader wants of them, in order."""
+        """first .. last were delivered; `items` is what this reader wants of them, in order.
+
+        previous: what the bundle says of the epoch before its own: (epoch, last number).
+        """
         known = self._origins.get(origin)
         if known is None:
             known = self._origins[origin] = _Origin(epoch)
+        if epoch < known.current and not known.begun:
+            known.current = epoch
         if epoch < known.current:
             self.late += last - first + 1
             return [Hole(origin, epoch, first, last)]
@@ -120,12 +134,17 @@ class HoldBack(Generic[_T]):
             self.late += last - first + 1
             # Taken for something from before our time, it was not told yet.
             return [] if stream.told.covers(first, last) else [Hole(origin, epoch, first, last)]
-        if stream.next_seq is None and first == 1:
+        if first == 1:
             stream.next_seq = 1
+            self._note_previous(known, epoch, stream, previous, now)
         out: list[_T | Hole] = []
         if epoch == known.current and stream.next_seq == first and not stream.firsts:
             stream.next_seq = last + 1
+            known.begun = True
             out += items
+            while self._may_follow(known):
+                self._next_epoch(origin, known, now, out)
+            self._tidy(origin)
             return out
         if not stream.firsts:
             stream.blocked_at = now
@@ -137,21 +156,26 @@ class HoldBack(Generic[_T]):
         self._waiting[origin] = None
         if epoch == known.current:
             self._release(known, stream, now, out)
+        while self._may_follow(known):
+            self._next_epoch(origin, known, now, out)
         self._tidy(origin)
         while self._load > self._items_max:
             most = max(self._waiting, key=lambda each: self._origins[each].load)
             out += self._give_up(most, now)
         return out
 
-    def settle(self, seen: SeenThrough, awaited: IsAwaited, now: float) -> list[_T | Hole]:
+    def settle(
+        self, seen: SeenThrough, awaited: IsAwaited, now: float, *, whole: bool = False
+    ) -> list[_T | Hole]:
         """Hand over what waits for nothing any more. Call it now and then while `held` is not 0.
 
-        Not while deliveries are on their way here: what is seen and did not come will not come.
+        whole: what was before our time counts as seen, so that each stream begins at 1 for us. Not
+        while deliveries are on their way here: what is seen and did not come will not come.
         """
         out: list[_T | Hole] = []
         for origin in tuple(self._waiting):
             known = self._origins[origin]
-            while self._step(origin, known, seen, awaited, now, out):
+            while self._step(origin, known, seen, awaited, now, out, whole=whole):
                 pass
             self._tidy(origin)
         return out
@@ -173,20 +197,19 @@ class HoldBack(Generic[_T]):
         awaited: IsAwaited,
         now: float,
         out: list[_T | Hole],
+        *,
+        whole: bool,
     ) -> bool:
         """One step towards the first that waits; False when there is none to be made now."""
         epoch = known.current
         stream = known.epochs[epoch]
         if not stream.firsts:
-            quiet = now - stream.touched_at >= self._quiet_s
-            if not quiet or awaited(origin, epoch, None):
-                return False
-            return self._next_epoch(known, now, out)
+            return self._step_to_next_epoch(origin, known, seen, awaited, now, out, whole=whole)
         lowest = stream.firsts[0]
         blocked = now - stream.blocked_at
         if stream.next_seq is None:
             end = seen(origin, epoch, 1)
-            if end >= 1:
+            if end >= 1 or whole:
                 stream.next_seq = min(end + 1, lowest)
             elif blocked >= self._quiet_s and not awaited(origin, epoch, lowest):
                 # Nobody has told of anything before it: it was before our time.
@@ -207,12 +230,78 @@ class HoldBack(Generic[_T]):
         self._release(known, stream, now, out)
         return True
 
-    def _next_epoch(self, known: _Origin[_T], now: float, out: list[_T | Hole]) -> bool:
-        newer = [epoch for epoch in known.epochs if epoch > known.current]
-        if not newer:
+    def _step_to_next_epoch(
+        self,
+        origin: MemberKey,
+        known: _Origin[_T],
+        seen: SeenThrough,
+        awaited: IsAwaited,
+        now: float,
+        out: list[_T | Hole],
+        *,
+        whole: bool,
+    ) -> bool:
+        """Nothing of the current epoch is held: go on to the next one, when it is complete."""
+        newer = _newer(known)
+        if newer is None:
             return False
-        del known.epochs[known.current]
-        known.current = min(newer)
+        epoch, stream, after = known.current, known.epochs[known.current], known.epochs[newer]
+        if not self._may_follow(known) and now - after.blocked_at < self._hold_s:
+            next_seq = stream.next_seq or 1
+            end = seen(origin, epoch, next_seq)
+            if end >= next_seq:
+                # Refused, or before our time.
+                stream.next_seq = end + 1
+                return True
+            if after.previous is not None or not after.firsts:
+                return False
+            if whole and after.firsts[0] > 1 and seen(origin, newer, 1) == 0:
+                # Its first bundle is still to come, and may say where the epoch before it ends.
+                return False
+            if now - stream.touched_at < self._quiet_s or awaited(origin, epoch, None):
+                return False
+        return self._next_epoch(origin, known, now, out)
+
+    def _note_previous(
+        self,
+        known: _Origin[_T],
+        epoch: int,
+        stream: _Stream[_T],
+        previous: Range | None,
+        now: float,
+    ) -> None:
+        """The first bundle of an epoch says which one it follows, and where that ends."""
+        stream.previous = previous
+        if previous is None or previous[0] in known.epochs or previous[0] >= epoch:
+            return
+        if previous[0] > known.current or not known.begun:
+            known.epochs[previous[0]] = _Stream(now, blocked_at=now)
+            known.current = min(known.current, previous[0])
+
+    def _may_follow(self, known: _Origin[_T]) -> bool:
+        """Whether all of the current epoch was handed over, by the word of the next one."""
+        newer = _newer(known)
+        stream = known.epochs.get(known.current)
+        if newer is None or stream is None or stream.firsts:
+            return False
+        previous = known.epochs[newer].previous
+        if previous is None or previous[0] > known.current:
+            return False
+        return previous[0] < known.current or (stream.next_seq or 1) > previous[1]
+
+    def _next_epoch(
+        self, origin: MemberKey, known: _Origin[_T], now: float, out: list[_T | Hole]
+    ) -> bool:
+        newer = _newer(known)
+        if newer is None:
+            return False
+        former = known.epochs.pop(known.current)
+        previous = known.epochs[newer].previous
+        next_seq = former.next_seq or 1
+        if previous is not None and previous[0] == known.current and next_seq <= previous[1]:
+            out.append(Hole(origin, known.current, next_seq, previous[1]))
+        known.current = newer
+        known.begun = True
         stream = known.epochs[known.current]
         stream.blocked_at = now
         self._release(known, stream, now, out)
@@ -232,6 +321,7 @@ class HoldBack(Generic[_T]):
         """Hand over what is next, and what follows it without a hole."""
         while stream.firsts and stream.firsts[0] == stream.next_seq:
             last, items = stream.held.pop(stream.firsts.pop(0))
+            known.begun = True
             stream.next_seq = last + 1
             stream.blocked_at = now
             self.held -= len(items)
@@ -244,7 +334,7 @@ class HoldBack(Generic[_T]):
         out: list[_T | Hole] = []
         known = self._origins[origin]
         while not known.epochs[known.current].firsts:
-            if not self._next_epoch(known, now, out):
+            if not self._next_epoch(origin, known, now, out):
                 break
         stream = known.epochs[known.current]
         if stream.firsts:
@@ -258,3 +348,8 @@ class HoldBack(Generic[_T]):
     def _tidy(self, origin: MemberKey) -> None:
         if not any(stream.firsts for stream in self._origins[origin].epochs.values()):
             self._waiting.pop(origin, None)
+
+
+def _newer(known: _Origin[_T]) -> int | None:
+    """The epoch that follows the current one, as far as we know."""
+    return min((epoch for epoch in known.epochs if epoch > known.current), default=None)

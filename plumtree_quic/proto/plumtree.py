@@ -1747,6 +1747,11 @@ class Plumtree:
                 out.append((key, epoch, runs[0][1] + 1))
         return out
 
+    @property
+    def is_greeted(self) -> bool:
+        """Whether what was before our time is known: it counts as seen, and all else is wanted."""
+        return self._greeted
+
     def awaits(self, origin: MemberKey, epoch: int, before: int | None, now: float) -> bool:
         """Whether anything of this stream is announced and missing, below `before` if given; or
         was asked for as history so lately that nobody can have said yet whether it is there.

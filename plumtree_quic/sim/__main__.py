@@ -1,5 +1,7 @@
 """`python -m plumtree_quic.sim --seed N`: one storm over one cluster, or many. No rule lives here.
 
+With `--chaos` it is chaos instead (chaos.py): a fifth of all packets lost, kill -9, stores.
+
 Everything follows from the seed: size, settings, weather, who publishes when, what goes wrong. A
 safety phase, in which every rule that holds at any time is checked, is followed by a calm one with
 a bound, at whose end all who live must agree and have everything (as TigerBeetle's VOPR does).
@@ -11,18 +13,19 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
 import attrs
 
 from plumtree_quic.config import PlumtreeConfig, SyncConfig
+from plumtree_quic.sim.chaos import run_chaos
 from plumtree_quic.sim.cluster import Cluster
 from plumtree_quic.sim.faults import Storm, draw_weather
 from plumtree_quic.sim.order import HOLD_S, Readers
 from plumtree_quic.sim.report import Report, Violation
 
-__all__ = ["Outcome", "main", "weather_a_storm"]
+__all__ = ["Outcome", "main", "weather_a_storm", "weather_chaos"]
 
 STORM_S = (5.0, 60.0)
 # After the storm: a dead member is dialled again at the latest after 80 s by each of the others,
@@ -41,11 +44,13 @@ class Outcome:
     options: str
     report: Report
     violation: str
+    chaos: bool = False
 
     @property
     def replay(self) -> str:
         """The command that runs the same again."""
-        return f"python -m plumtree_quic.sim --seed {self.seed}"
+        chaos = "--chaos " if self.chaos else ""
+        return f"python -m plumtree_quic.sim {chaos}--seed {self.seed}"
 
 
 def weather_a_storm(seed: int) -> Outcome:
@@ -92,6 +97,17 @@ def weather_a_storm(seed: int) -> Outcome:
         traceback.print_exc()
         violation = f"S10: {type(error).__name__}: {error}"
     return Outcome(seed, options, cluster.report(), violation)
+
+
+def weather_chaos(seed: int) -> Outcome:
+    """Run one seed of chaos to its end."""
+    cluster, logs, violation = run_chaos(seed)
+    options = (
+        f"{len(cluster.identities)} nodes, {len(cluster.accepted)} bundles accepted, "
+        f"{len(cluster.journal.crashes)} kills, {logs.again} messages read again, cache of "
+        f"{cluster.config.message_cache_ttl:g} s and {cluster.config.message_cache_max_size}"
+    )
+    return Outcome(seed, options, cluster.report(), violation, chaos=True)
 
 
 def _preset(name: str) -> PlumtreeConfig:
@@ -145,13 +161,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many, one after the other")
     parser.add_argument("--minutes", type=float, help="as many as begin within this time instead")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with seeds of its own")
+    parser.add_argument("--chaos", action="store_true", help="kill -9, restarts and stores")
     options = parser.parse_args(arguments)
     seeds: Iterable[int]
     if options.minutes is None:
         seeds = range(options.seed, options.seed + options.seeds)
     else:
         seeds = _for_minutes(options.minutes, options.seed)
-    outcomes = _swarm(seeds, options.jobs)
+    outcomes = _swarm(weather_chaos if options.chaos else weather_a_storm, seeds, options.jobs)
     single = options.minutes is None and options.seeds == 1
     count = failed = deliveries = 0
     for outcome in outcomes:
@@ -177,15 +194,15 @@ def _for_minutes(minutes: float, seed: int) -> Iterator[int]:
         seed += 1
 
 
-def _swarm(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
+def _swarm(weather: Callable[[int], Outcome], seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
     """The outcomes in order of their seeds; a seed is taken when a process is free for it."""
     if jobs <= 1:
-        yield from map(weather_a_storm, seeds)
+        yield from map(weather, seeds)
         return
     with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
         running: deque[concurrent.futures.Future[Outcome]] = deque()
         for seed in seeds:
-            running.append(pool.submit(weather_a_storm, seed))
+            running.append(pool.submit(weather, seed))
             if len(running) > jobs:
                 yield running.popleft().result()
         while running:

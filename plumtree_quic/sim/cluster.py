@@ -126,6 +126,7 @@ class Host:
         self._blocked: dict[NodeId, tuple[float, float, int]] = {}
         self._congested: dict[NodeId, None] = {}
         self._next_seq = 1
+        self._previous: tuple[int, int] | None = None
         self._timer: float | None = None
         self._fired = 0
         self._fired_at = 0.0
@@ -169,6 +170,7 @@ class Host:
             self.ring.offer(chain, self.now())
         disk.attach(lambda then: self.cluster.time.after(0.0, then), self._on_commit)
         self.ledger.recover(recovered)
+        self._previous = recovered.last_of(self.core.key)
 
     def _on_commit(self, commit: Committed) -> None:
         if self.alive and self.ledger is not None:
@@ -228,6 +230,7 @@ class Host:
             key_id=self.key.key_id,
             signed_at=self.wall_ms(),
             sign=self.key.sign(Kind.BUNDLE),
+            previous=self._previous if self._next_seq == 1 else None,
         )
         self._next_seq += bundle.count
         now = self.cluster.time.now

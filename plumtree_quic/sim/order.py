@@ -59,7 +59,7 @@ class Readers:
         items = [(key, epoch, seq) for seq in range(first, last + 1)]
         reader.delivered += len(items)
         late = reader.back.late
-        out = reader.back.put(key, epoch, first, last, items, now)
+        out = reader.back.put(key, epoch, first, last, items, now, bundle.previous)
         if reader.back.late > late:
             # Told, now or before, and not at its place any more.
             out = []

@@ -105,6 +105,14 @@ class Recovered:
     joined: bool = False
     chains: Mapping[bytes, tuple[bytes, ...]] = attrs.field(factory=dict)
 
+    def last_of(self, origin: MemberKey) -> Range | None:
+        """The newest (epoch, number) that was seen of `origin`."""
+        streams = [each for each in self.streams if each.key[0] == origin and each.seen]
+        if not streams:
+            return None
+        newest = max(streams, key=lambda each: each.key[1])
+        return (newest.key[1], newest.seen[-1][1])
+
 
 @attrs.frozen
 class ReaderState:

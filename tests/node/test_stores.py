@@ -13,6 +13,7 @@ from plumtree_quic import (
     PlumtreeConfig,
     QuicConfig,
 )
+from plumtree_quic.ids import member_key
 from tests.rigs.pki import Pki
 from tests.rigs.waiting import WAIT_S, linked, until
 
@@ -220,3 +221,20 @@ async def test_own_broadcasts_are_read_by_who_asks_for_them_alone(pki):
             assert texts(await read(mine, 2)) == [1, 2]
             assert others.pending == 0
         assert a.stats()["messages_delivered"] == 0
+
+
+async def test_an_ordered_reader_of_the_store_waits_for_nothing_that_it_has(pki):
+    store = MemoryStore()
+    async with node(pki, "a", MemoryStore()) as a, node(pki, "b", store) as b:
+        await b.join([a.address])
+        await linked([a, b])
+        await publish(a, 1)
+        await until(lambda: b.stats()["messages_delivered"] == 1)
+        bundles = {each.bundle.first: each for each in store._order}
+        assert list(bundles) == [1]
+        async with b.subscribe(order="fifo", when_full="wait", gap_timeout=60.0) as messages:
+            # Number 2 was refused, so nobody is given it, and 3 is next.
+            b._driver.core.broadcasts._streams[member_key(a.id), a._driver.epoch].seen.add(2, 2)
+            a._driver._next_seq = 3
+            await publish(a, 3)
+            assert texts(await read(messages, 1)) == [3]

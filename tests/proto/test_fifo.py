@@ -23,15 +23,15 @@ class Rig:
     def see(self, first, last, origin=A, epoch=1):
         self.seen.setdefault((origin, epoch), Intervals()).add(first, last)
 
-    def put(self, first, last=None, origin=A, epoch=1):
+    def put(self, first, last=None, origin=A, epoch=1, previous=None):
         last = first if last is None else last
         self.see(first, last, origin, epoch)
         items = [(origin, epoch, seq) for seq in range(first, last + 1)]
-        return self.back.put(origin, epoch, first, last, items, self.now)
+        return self.back.put(origin, epoch, first, last, items, self.now, previous)
 
-    def settle(self, seconds=0.0):
+    def settle(self, seconds=0.0, whole=False):
         self.now += seconds
-        return self.back.settle(self._through, self._awaited, self.now)
+        return self.back.settle(self._through, self._awaited, self.now, whole=whole)
 
     def _through(self, origin, epoch, seq):
         return self.seen.get((origin, epoch), Intervals()).end_of(seq)
@@ -229,3 +229,68 @@ def test_fifo_whatever_comes_when_each_message_is_handed_over_in_order_or_told(
     assert not set(handed) & set(holes)
     came = {seq for first, last in order for seq in range(first, last + 1)}
     assert came <= set(handed) | set(holes)
+
+
+def test_an_epoch_is_over_at_once_when_the_next_one_says_where_it_ended():
+    rig = Rig()
+    rig.put(1, 2)
+    assert seqs(rig.put(1, epoch=2, previous=(1, 2))) == [1]
+
+
+def test_an_epoch_waits_for_all_that_the_next_one_says_belongs_before_it():
+    rig = Rig()
+    rig.put(1, 2)
+    assert rig.put(1, epoch=2, previous=(1, 4)) == []
+    assert rig.settle(QUIET_S * 2) == []
+    assert seqs(rig.put(3)) == [3]
+    assert seqs(rig.put(4)) == [4, 1]
+    assert rig.back.late == 0
+
+
+def test_what_an_epoch_lacks_is_a_hole_when_it_does_not_come_in_time():
+    rig = Rig()
+    rig.put(1, 2)
+    rig.put(1, epoch=2, previous=(1, 4))
+    assert rig.settle(HOLD_S - 0.1) == []
+    assert seqs(rig.settle(0.2)) == [Hole(A, 1, 3, 4), 1]
+
+
+def test_an_epoch_that_was_missed_whole_is_waited_for():
+    rig = Rig()
+    rig.put(1)
+    assert rig.put(1, epoch=3, previous=(2, 1)) == []
+    assert rig.settle(QUIET_S * 2, whole=True) == []
+    assert seqs(rig.put(1, epoch=2, previous=(1, 1))) == [1, 1]
+
+
+def test_an_epoch_whose_first_bundle_is_missing_may_have_one_before_it():
+    rig = Rig()
+    rig.put(1)
+    assert rig.put(2, epoch=3) == []
+    assert rig.settle(QUIET_S * 2, whole=True) == []
+    assert rig.put(1, epoch=3, previous=(2, 1)) == []
+    assert seqs(rig.put(1, epoch=2, previous=(1, 1))) == [1, 1, 2]
+
+
+def test_an_older_epoch_comes_first_as_long_as_nothing_was_handed_over():
+    rig = Rig()
+    assert rig.put(2, epoch=2) == []
+    assert seqs(rig.put(1, epoch=1)) == [1]
+    assert seqs(rig.put(1, epoch=2, previous=(1, 1))) == [1, 2]
+
+
+def test_what_was_before_our_time_is_not_waited_for_in_a_former_epoch_either():
+    rig = Rig()
+    rig.see(1, 7, epoch=1)
+    assert rig.put(1, epoch=2, previous=(1, 7)) == []
+    assert seqs(rig.settle(whole=True)) == [1]
+
+
+def test_a_stream_begins_at_its_beginning_where_all_before_our_time_is_known():
+    rig = Rig()
+    rig.put(3)
+    assert rig.settle(QUIET_S * 2, whole=True) == []
+    assert seqs(rig.put(1, 2)) == [1, 2, 3]
+    rig.see(1, 4, origin=B)
+    rig.put(5, origin=B)
+    assert seqs(rig.settle(whole=True)) == [5]

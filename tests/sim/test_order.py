@@ -66,7 +66,7 @@ def test_fifo_a_restarted_origins_messages_follow_those_of_its_former_life():
 
 def test_fifo_a_reader_that_is_handed_messages_as_they_come_is_found(monkeypatch):
     monkeypatch.setattr(
-        HoldBack, "put", lambda self, origin, epoch, first, last, items, now: list(items)
+        HoldBack, "put", lambda self, origin, epoch, first, last, items, now, previous: list(items)
     )
     cluster, hosts, _ = rough(8, 0)
     with pytest.raises(Violation, match="FIFO: "):

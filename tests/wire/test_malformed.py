@@ -537,6 +537,11 @@ def test_f10_the_numbers_of_a_bundle_have_bounds():
     check_numbers(lambda f: wire.parse_bundle(bundle(f)), BUNDLE_FIELDS, BUNDLE_NUMBERS)
 
 
+def test_f10_the_epoch_before_a_bundles_own_has_bounds():
+    limits = {"previous epoch": (13, 1, EPOCH - 1), "previous last": (14, 1, wire.SEQ_MAX)}
+    check_numbers(lambda f: wire.parse_bundle(bundle(f)), (*BUNDLE_FIELDS, 1, 1), limits)
+
+
 def test_f10_the_numbers_of_other_messages_have_bounds():
     limits = {
         0x01: {"major": (0, 0, 255), "minor": (1, 0, 255), "features": (2, 0, (1 << 62) - 1),
@@ -692,7 +697,7 @@ def test_f14_what_is_signed_is_forwarded_with_fields_that_are_not_known():
     facts = decode(0x04, (raw,))
     assert raw in frames((facts,))[0]
 
-    raw = bundle((*BUNDLE_FIELDS, "new", (b"x",)), signature=b"sig")
+    raw = bundle((*BUNDLE_FIELDS, 1, 2, "new", (b"x",)), signature=b"sig")
     gossip = decode(0x31, b"\x01" + raw)
     assert frames((gossip,)) == [b"\x31\x01" + raw]
     assert wire.open_bundle(gossip.bundle) == [("t", b"hi")]
