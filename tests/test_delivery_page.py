@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from plumtree_quic import Node, PlumtreeConfig, QuicConfig
+from plumtree_quic import Node, PlumtreeConfig, QuicConfig, SqliteStore
 from tests.rigs.pki import Pki
 
 ROOT = Path(__file__).parents[1]
@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "delivery.md").read_text()
 # What a counter is called that counts something that did not get through.
 LOSSES = re.compile(
     r"lost|dropped|refused|stale|expired|clipped|oversized|malformed|not_allowed|overflow|gaps|late$"
-    r"|failed|busy|over_|throttled|congested|equivocations|_cut$|demoted|filtered|rejected|keys_(?!"
+    r"|failed|evicted|corrupt|unserved|store_full|(commit|read)_errors|busy|over_|throttled|congested|equivocations|_cut$|demoted|filtered|rejected|keys_(?!"
     r"chains|signatures|good|learnt|forgotten)"
 )
 # Of membership, of certificates and of the log, and copies too many: no message is lost by these.
@@ -31,11 +31,14 @@ def test_every_row_names_a_test_that_exists():
             assert f"def {name}(" in (ROOT / path).read_text(), name
 
 
-async def test_every_counter_of_a_loss_is_on_the_page_and_every_counter_on_the_page_is_counted():
+async def test_every_counter_of_a_loss_is_on_the_page_and_every_counter_on_the_page_is_counted(
+    tmp_path,
+):
     pki = Pki("test")
     cert = pki.node("a")
     quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
-    async with Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:0") as node:
+    store = SqliteStore(tmp_path / "messages.db")
+    async with Node(quic, PlumtreeConfig.lan(), listen="127.0.0.1:0", store=store) as node:
         counted = set(node.stats())
     losses = {name for name in counted if LOSSES.search(name) and not OTHERS.search(name)}
     assert len(losses) > 30

@@ -13,6 +13,8 @@ from plumtree_quic import ConfigError, LinkError, Node, PlumtreeConfig, Plumtree
 from plumtree_quic.admin.control import ControlServer, ask, socket_path, stream
 from plumtree_quic.ids import member_key
 from plumtree_quic.node import Message
+from plumtree_quic.store.contract import Kept
+from plumtree_quic.wire import build_bundle
 from tests.rigs.pki import Pki
 from tests.rigs.waiting import WAIT_S, until
 
@@ -142,7 +144,8 @@ async def test_an_ordered_subscription_streams_gaps_as_well(running):
     await until(lambda: node._ordered)
     (reader,) = node._ordered
     message = Message(node.id, 1, 3, "t", b"hi", 1, 0.0)
-    reader.put_in_order(member_key(node.id), node.id, 1, 3, 3, [message], 0.0)
+    made = build_bundle(origin=member_key(node.id), epoch=1, first=3, messages=[("t", b"hi")])
+    reader.take(Kept(0, made, 1, node.id), [message], 0.0)
     reader.close()
     await asyncio.wait_for(reading, WAIT_S)
     assert got[0] == {"gap": {"origin": node.id, "epoch": 1, "first": 1, "last": 2}}

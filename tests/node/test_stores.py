@@ -2,19 +2,26 @@
 
 import asyncio
 import datetime
+import sqlite3
+from functools import partial
 
 import pytest
 
 from plumtree_quic import (
     ConfigError,
+    HealthStatus,
     LocalProtocolError,
     MemoryStore,
     Node,
     PlumtreeConfig,
     QuicConfig,
+    SqliteStore,
+    StoreError,
+    ledger,
 )
 from plumtree_quic.ids import member_key
 from tests.rigs.pki import Pki
+from tests.rigs.store import Faulty
 from tests.rigs.waiting import WAIT_S, linked, until
 
 # What is older than this can be served by a store alone.
@@ -238,3 +245,58 @@ async def test_an_ordered_reader_of_the_store_waits_for_nothing_that_it_has(pki)
             a._driver._next_seq = 3
             await publish(a, 3)
             assert texts(await read(messages, 1)) == [3]
+
+
+async def test_a_disk_that_is_behind_holds_links_and_broadcasts_back(pki, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "WAITING_BYTES_MAX", 20_000)
+    broken = []
+
+    class Full(Faulty):
+        @staticmethod
+        def hook(when, statement):
+            if broken and when == "before" and "INSERT INTO bundles" in statement:
+                raise sqlite3.OperationalError("database or disk is full")
+
+    store = SqliteStore(tmp_path / "b.db", connect=partial(sqlite3.connect, factory=Full))
+    async with node(pki, "a", config=PlumtreeConfig.lan()) as a, node(pki, "b", store) as b:
+        await b.join([a.address])
+        await linked([a, b])
+        async with b.subscribe() as messages:
+            broken.append(True)
+            for number in range(200):
+                await a.broadcast(b"%01000d" % number)
+            await until(lambda: b.stats()["store_full"])
+            assert not b._driver.egress_open
+            assert messages.pending == 0
+            await until(lambda: store.failing)
+            assert b.health().status is HealthStatus.UNHEALTHY
+            assert any("disk is full" in reason for reason in b.health().reasons)
+            with pytest.raises(StoreError, match="disk is full"):
+                await b.broadcast(b"x")
+            broken.clear()
+            assert texts(await read(messages, 200)) == list(range(200))
+            await b.broadcast(b"x")
+            assert b.stats()["messages_delivered"] == 200
+
+
+async def test_a_restart_from_the_disk_brings_back_what_was_accepted(pki, tmp_path):
+    async with node(pki, "a", SqliteStore(tmp_path / "a.db")) as a:
+        accepted = [(await a.broadcast(b"%d" % number, topic="t")).id for number in range(10)]
+    async with node(pki, "a", SqliteStore(tmp_path / "a.db")) as a, node(pki, "b") as b:
+        async with b.subscribe() as messages:
+            await b.join([a.address])
+            # Nobody was there to take them: they are from before the time of b.
+            await linked([a, b])
+            new = await a.broadcast(b"10", topic="t")
+            assert new.id.epoch > accepted[0].epoch
+            assert new.id.seq == 1
+            assert texts(await read(messages, 1)) == [10]
+        async with a.subscribe(own=True, since=0) as messages:
+            assert [each.id for each in await read(messages, 11)] == [*accepted, new.id]
+
+
+async def test_a_store_that_cannot_be_opened_starts_no_node(pki, tmp_path):
+    (tmp_path / "b.db").write_bytes(b"x" * 10_000)
+    with pytest.raises(StoreError, match=r"b\.db"):
+        async with node(pki, "b", SqliteStore(tmp_path / "b.db")):
+            pass

@@ -233,7 +233,7 @@ ALSO = (
         "if False:",
     ),
     ("plumtree_quic/proto/plumtree.py", "lags[max(0, len(lags) - 1 - spared)]", "lags[-1]"),
-    ("plumtree_quic/proto/plumtree.py", "self._doubt(stream, link, first, last)", "pass"),
+    ("plumtree_quic/proto/plumtree.py", "self._doubt(stream, link, first, last, effects)", "pass"),
     (
         "plumtree_quic/proto/plumtree.py",
         "if held is not None and not held.bundle.says_the_same(bundle):",

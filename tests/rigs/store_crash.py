@@ -26,7 +26,7 @@ class Deadly(Faulty):
     count = 0
 
 
-def _hook(when, statement):
+def deadly(when, statement):
     if when == "before":
         Deadly.count += 1
     if Deadly.count == Deadly.call and when == Deadly.at:
@@ -35,7 +35,7 @@ def _hook(when, statement):
 
 def live(directory, told):
     """A whole life, if it is let; `told` is a descriptor that gets a byte for each batch."""
-    Deadly.hook = staticmethod(_hook)
+    Deadly.hook = staticmethod(deadly)
     store = sqlite_store(directory, connect=partial(sqlite3.connect, factory=Deadly))
     run_script(Driven(store), told=lambda number: os.write(told, bytes([number])))
     store.close()
