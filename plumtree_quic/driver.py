@@ -913,6 +913,8 @@ class Driver:
             if refusal.verdict.is_strike:
                 reason = f"{refusal.what}: {refusal.verdict.value}"
                 self._perform([Strike(peer, reason)], now)
+        if isinstance(message, Repair) and not admitted.messages:
+            self.core.came(peer, message.bundle, now)
         for each in admitted.messages:
             if isinstance(each, Gossip | Repair):
                 self._on_bundle(peer, each, now)

@@ -281,6 +281,8 @@ class Host:
             self.refusals.append((end.peer, refusal))
             if refusal.verdict.is_strike:
                 self._perform([Strike(end.peer, f"{refusal.what}: {refusal.verdict.value}")])
+        if isinstance(message, Repair) and not admitted.messages:
+            self.core.came(end.peer, message.bundle, now)
         for each in admitted.messages:
             self._take(end, each, now)
 
