@@ -479,7 +479,7 @@ class Plumtree:
 
     def came(self, peer: NodeId, bundle: Bundle, now: float) -> None:
         """`peer` has served `bundle`, which we cannot use, or not yet."""
-        self._sync.came(peer, (bundle.origin, bundle.epoch), now)
+        self._sync.came(peer, (bundle.origin, bundle.epoch), now, useless=True)
 
     # --- bundles --------------------------------------------------------------------------------
 
@@ -524,7 +524,7 @@ class Plumtree:
         bundle = message.bundle
         link.failures = 0
         effects: list[Effect] = []
-        self.came(link.peer, bundle, now)
+        self._sync.came(link.peer, (bundle.origin, bundle.epoch), now)
         stream = self._open(bundle.origin, bundle.epoch)
         if stream is None:
             self.counters.tree_stale += 1

@@ -19,7 +19,8 @@ Whom to believe. A row is a hint. `gone` corrects it for as long as the link liv
 offence. Who neither serves nor refuses twice is sent hashes again; its answer travels on the lane
 of the bundles, behind all that it would have served. If it claims the same again, it has lied: a
 strike, and its row is not believed for DISBELIEVED_S. Silence alone, slowness and loss prove
-nothing. "Busy" puts off, but who says nothing else for BUSY_S has lied as well.
+nothing. "Busy" puts off; who says nothing else for BUSY_S is struck as well, and none of its rows
+is believed until it serves something.
 
 Who joins says so with its first hashes: it has no history, and takes what the other has seen as
 before its time; so it is told what the other has seen and cannot serve, too.
@@ -111,7 +112,8 @@ class _Row:
     """What went wrong with one row of a peer; there is none while nothing has.
 
     unanswered: time-outs in a row without any answer; fruitless: those after which bundles had
-    come and were of no use. doubted: what must not be claimed again.
+    come and were of no use. doubted: what must not be claimed again in the answer to comparison
+    number `fence`, which began at fenced_at; 0 as long as none has begun.
     """
 
     unanswered: int = 0
@@ -119,21 +121,26 @@ class _Row:
     came: bool = False
     fruitless: int = 0
     doubted: Range | None = None
-    busy_since: float = inf
-    busy: int = 0
+    fence: int = 0
+    fenced_at: float = -inf
     disbelieved_until: float = -inf
     gone: Intervals = attrs.field(factory=Intervals)
+
+    def settle(self) -> None:
+        """The peer does its part: nothing counts against it."""
+        self.unanswered = self.fence = 0
+        self.doubted = None
 
 
 @attrs.define(eq=False)
 class _Link:
     """What one link has compared, wants and owes.
 
-    round: the number of the comparison that we began last, 1 to 31, then again; fence: of the one
-    whose answer settles what is doubted, or 0. wanted: out of the peer's rows, by stream: ranges
-    and when the row came. more: there was more than was taken. buckets: those whose rows are still
-    to be sent, the first of them from `after` on; past: with what we have seen and cannot serve;
-    answers: the peer's number of the comparison that they answer.
+    round: the number of the comparison that we began last, 1 to 31, then again. wanted: out of
+    the peer's rows, by stream: ranges and when the row came. more: there was more than was taken.
+    buckets: those whose rows are still to be sent, the first of them from `after` on; past: with
+    what we have seen and cannot serve; answers: the peer's number of the comparison that they
+    answer. busy: how often it has said so, from busy_since on, and nothing else.
     """
 
     peer: NodeId
@@ -141,7 +148,6 @@ class _Link:
     asked_at: float = -inf
     ask_wait_s: float = ASK_EVERY_S
     greeted: bool = False
-    fence: int = 0
     wanted: dict[StreamKey, tuple[list[Range], float]] = attrs.field(factory=dict)
     wanted_ranges: int = 0
     more: bool = False
@@ -149,6 +155,9 @@ class _Link:
     page_ids: int = PAGE_IDS_FIRST
     bytes_per_id: float = 0.0
     served_at: float = -inf
+    busy: int = 0
+    busy_since: float = -inf
+    disbelieved_until: float = -inf
     rows: dict[StreamKey, _Row] = attrs.field(factory=dict)
     buckets: list[int] = attrs.field(factory=list)
     after: StreamKey | None = None
@@ -158,6 +167,11 @@ class _Link:
     compared_at: float = -inf
     answers: int = 0
     waiting: DigestHashes | None = None
+
+    def serves(self) -> None:
+        """The peer answers with more than that it is busy."""
+        self.busy = 0
+        self.disbelieved_until = -inf
 
 
 class Sync:
@@ -285,10 +299,12 @@ class Sync:
     ) -> None:
         link.round = link.round % DIGEST_ROUND_MAX + 1
         link.asked_at = now
-        if link.fence or any(row.doubted is not None for row in link.rows.values()):
-            link.fence = link.round
-            # For as long as the doubt lasts; an answer may have been lost to a newer question.
-            self._asks.setdefault(link.peer, now + ASK_EVERY_S_MAX)
+        for row in link.rows.values():
+            if row.doubted is not None:
+                if row.fence == 0 or now - row.fenced_at >= ASK_EVERY_S_MAX:
+                    row.fence, row.fenced_at = link.round, now
+                # For as long as the doubt lasts; an answer may be lost to a newer question.
+                self._asks.setdefault(link.peer, now + ASK_EVERY_S_MAX)
         self.counters.digest_hashes_sent += 1
         effects.append(Send(link.peer, DigestHashes(self.hashes(), link.round, answer, joins)))
 
@@ -303,7 +319,7 @@ class Sync:
         """
         self.counters.digest_hashes_received += 1
         link = self._links[peer]
-        if now - link.compared_at < ANSWER_EVERY_S:
+        if link.owes_last or now - link.compared_at < ANSWER_EVERY_S:
             link.waiting = message
             self._waiting[peer] = None
         else:
@@ -312,7 +328,7 @@ class Sync:
     def on_request(self, peer: NodeId, now: float, effects: list[Effect]) -> None:
         """A peer asks for all rows."""
         link = self._links[peer]
-        if now - link.compared_at >= ANSWER_EVERY_S:
+        if not link.owes_last and now - link.compared_at >= ANSWER_EVERY_S:
             self._owe(link, range(BUCKETS), now, effects, past=False, answers=0)
 
     def _compare(
@@ -337,7 +353,6 @@ class Sync:
     ) -> None:
         link.compared_at = now
         link.answers = answers
-        # What was left of the answer before is part of this one if it still differs.
         link.buckets, link.after, link.past = list(buckets), None, past
         link.owes_last = True
         self._answering[link.peer] = None
@@ -435,19 +450,22 @@ class Sync:
         """
         self.counters.digests_received += 1
         link = self._links[peer]
-        settles = link.fence != 0 and message.round == link.fence
-        if settles and not message.past:
+        if not message.round:
+            return
+        if not message.past:
             for row in message.rows:
-                self._check_claim(link, row, now, effects)
-        if message.last and settles:
-            link.fence = 0
+                self._check_claim(link, row, message.round, now, effects)
+        if message.last:
             for trouble in link.rows.values():
-                trouble.doubted = None
+                if trouble.fence == message.round:
+                    trouble.doubted, trouble.fence = None, 0
 
-    def _check_claim(self, link: _Link, row: DigestRow, now: float, effects: list[Effect]) -> None:
+    def _check_claim(
+        self, link: _Link, row: DigestRow, number: int, now: float, effects: list[Effect]
+    ) -> None:
         key = (row.origin, row.epoch)
         trouble = link.rows.get(key)
-        if trouble is None or trouble.doubted is None:
+        if trouble is None or trouble.doubted is None or trouble.fence != number:
             return
         first, last = trouble.doubted
         stream = self._streams.get(key)
@@ -460,9 +478,8 @@ class Sync:
         """Want nothing more out of this row for so long."""
         trouble = self._trouble(link, key)
         trouble.disbelieved_until = now + for_s
-        trouble.doubted = None
-        trouble.unanswered = trouble.fruitless = trouble.busy = 0
-        trouble.busy_since = inf
+        trouble.settle()
+        trouble.fruitless = 0
         self.counters.rows_disbelieved += 1
         self._unwant(link, key)
         self._missing.disbelieve(key, link.peer, now)
@@ -484,7 +501,7 @@ class Sync:
         key = (row.origin, row.epoch)
         link = self._links[peer]
         trouble = link.rows.get(key)
-        if key == self._own:
+        if key == self._own or now < link.disbelieved_until:
             return
         if trouble is not None and (now < trouble.disbelieved_until or trouble.doubted is not None):
             return
@@ -575,18 +592,17 @@ class Sync:
 
     # --- what came of it ------------------------------------------------------------------------
 
-    def came(self, peer: NodeId, key: StreamKey, now: float) -> None:
-        """`peer` has served something of this stream, whatever becomes of it."""
+    def came(self, peer: NodeId, key: StreamKey, now: float, *, useless: bool = False) -> None:
+        """`peer` has served something of this stream. useless: we cannot take it, or not yet."""
         link = self._links.get(peer)
         if link is None:
             return
         link.served_at = now
+        link.serves()
         trouble = link.rows.get(key)
         if trouble is not None:
-            trouble.unanswered = trouble.busy = 0
-            trouble.busy_since = inf
-            trouble.doubted = None
-            trouble.came = True
+            trouble.settle()
+            trouble.came = useless
 
     def taken(self, peer: NodeId, key: StreamKey, count: int, size: int, now: float) -> None:
         """What it served was news: `count` messages in `size` bytes."""
@@ -610,30 +626,36 @@ class Sync:
         """`peer` has answered about this stream, and be it late."""
         trouble = self._links[peer].rows.get(key)
         if trouble is not None:
-            trouble.unanswered = 0
-            trouble.doubted = None
+            trouble.unanswered, trouble.doubted, trouble.fence = 0, None, 0
 
     def gone(self, peer: NodeId, key: StreamKey, run: Range, now: float) -> None:
         """`peer` claimed `run` in a row and holds it no more: its row is corrected."""
         link = self._links[peer]
         link.served_at = now
+        link.serves()
+        # What costs nothing goes in larger pages, until bundles come again.
+        link.page_ids = min(PAGE_IDS_MAX, 2 * link.page_ids)
         trouble = self._trouble(link, key)
-        trouble.busy = 0
-        trouble.busy_since = inf
+        trouble.settle()
         if len(trouble.gone) < DIGEST_RANGES_PER_ROW_MAX or not trouble.gone.opens_gap(*run):
             trouble.gone.add(*run)
 
     def busy(self, peer: NodeId, key: StreamKey, now: float, effects: list[Effect]) -> None:
-        """`peer` puts off what it claimed in a row."""
+        """`peer` puts off what it claimed in a row.
+
+        Who serves nothing at all for BUSY_S is not believed in any of its rows, until it does.
+        """
         link = self._links[peer]
-        trouble = self._trouble(link, key)
-        trouble.busy_since = min(trouble.busy_since, now)
-        trouble.busy += 1
-        if (
-            now - max(trouble.busy_since, link.served_at) >= BUSY_S
-            and trouble.busy >= BUSY_ANSWERS_MIN
-        ):
-            self._disbelieve(link, key, now, DISBELIEVED_S)
+        if link.busy == 0:
+            link.busy_since = now
+        link.busy += 1
+        if now - link.busy_since >= BUSY_S and link.busy >= BUSY_ANSWERS_MIN:
+            link.serves()
+            link.disbelieved_until = now + DISBELIEVED_S
+            self.counters.rows_disbelieved += len(link.wanted)
+            link.wanted.clear()
+            link.wanted_ranges = 0
+            self._missing.disbelieve(key, peer, now)
             effects.append(Strike(peer, "claims what it is too busy to serve, for ever"))
 
     def unanswered(self, peer: NodeId, key: StreamKey, run: Range, now: float) -> None:
@@ -656,7 +678,7 @@ class Sync:
         trouble.unanswered += 1
         if trouble.unanswered >= UNANSWERED_MAX and self._config.enabled:
             trouble.unanswered = 0
-            trouble.doubted = run
+            trouble.doubted, trouble.fence = run, 0
             self._unwant(link, key)
             self._missing.disbelieve(key, peer, now)
             self._asks[peer] = max(now, link.asked_at + ASK_EVERY_S)
@@ -684,8 +706,11 @@ class Sync:
         if self._asks:
             deadline = min(deadline, *self._asks.values())
         if self._waiting:
-            soonest = min(self._links[peer].compared_at for peer in self._waiting)
-            deadline = min(deadline, soonest + ANSWER_EVERY_S)
+            # While rows are owed, those come first.
+            links = [self._links[peer] for peer in self._waiting]
+            deadline = min(
+                deadline, *(x.compared_at + ANSWER_EVERY_S for x in links if not x.owes_last), inf
+            )
         if self._answering:
             soonest = min(self._links[peer].page_at for peer in self._answering)
             if self._bytes_left <= 0:
@@ -700,7 +725,8 @@ class Sync:
         if self._waiting:
             for peer in tuple(self._waiting):
                 link = self._links[peer]
-                if link.waiting is not None and now >= link.compared_at + ANSWER_EVERY_S:
+                due = link.compared_at + ANSWER_EVERY_S
+                if link.waiting is not None and not link.owes_last and now >= due:
                     self._compare(link, link.waiting, now, effects)
         if self._answering:
             self._send_rows(now, effects)

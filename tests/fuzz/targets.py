@@ -10,7 +10,16 @@ from plumtree_quic import wire
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.errors import WireError
 from plumtree_quic.ids import NodeId, member_key
-from plumtree_quic.messages import Digest, DigestHashes, Graft, GraftRefused, Hello, IHave, Lane, Prune
+from plumtree_quic.messages import (
+    Digest,
+    DigestHashes,
+    Graft,
+    GraftRefused,
+    Hello,
+    IHave,
+    Lane,
+    Prune,
+)
 from plumtree_quic.net.engine import EngineFailed
 from plumtree_quic.net.framing import FRAME_BYTES_MAX_OF, FrameReader
 from plumtree_quic.proto.plumtree import Plumtree
