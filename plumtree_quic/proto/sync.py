@@ -74,6 +74,8 @@ DISBELIEVED_S = 600.0
 UNUSABLE_S = 60.0
 UNANSWERED_MAX = 2
 FRUITLESS_MAX = 3
+# Rows in doubt at a time, before all others of the peer wait. A guess.
+DOUBTS_MAX = 8
 # Honest peers are busy for seconds. A guess.
 BUSY_S = 60.0
 BUSY_ANSWERS_MIN = 8
@@ -680,6 +682,10 @@ class Sync:
             trouble.unanswered = 0
             trouble.doubted, trouble.fence = run, 0
             self._unwant(link, key)
+            if sum(row.doubted is not None for row in link.rows.values()) >= DOUBTS_MAX:
+                # Let it clear up these first; its answer to our hashes names the others again.
+                link.wanted.clear()
+                link.wanted_ranges = 0
             self._missing.disbelieve(key, peer, now)
             self._asks[peer] = max(now, link.asked_at + ASK_EVERY_S)
 

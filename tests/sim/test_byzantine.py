@@ -393,9 +393,10 @@ def test_claims_in_digests_that_are_not_kept_cost_little_and_hide_nothing(size, 
     strikes = [strike for host in honest(cluster) for strike in host.strikes]
     assert {strike.peer for strike in strikes} <= {liar.id}
     assert len(strikes) >= links / 2 if struck else not strikes
-    # What it claims is asked for until it is known to be untrue, and then no more.
+    # What it claims is asked for until it is known to be untrue, and then no more; what it says to
+    # be gone, never again.
     assert len(asked) <= 300 * links, len(asked)
-    assert not [at for at in asked if at > cluster.time.now - 80.0]
+    assert len([at for at in asked if at > cluster.time.now - 80.0]) <= (0 if struck else links)
 
 
 def test_two_bundles_under_one_number_are_told_with_their_proof_and_the_first_stands(scene):
