@@ -431,7 +431,8 @@ DIGEST_ROUND_MAX = 31
 @attrs.frozen
 class DigestHashes:
     """256 hashes of 8 bytes over what the sender has **seen** of each (origin, epoch), by the first
-    byte of the origin's key; the first frame on a link, and now and then afterwards.
+    byte of the origin's key; once on each new link (a joiner's other links wait until it knows
+    what was before its time), and now and then afterwards.
 
     The receiver answers with the Digest rows of the buckets in which it differs, and be it with an
     empty last page. round: which number that answer bears. answer: a receiver that differs sends

@@ -89,7 +89,8 @@ FULL_S = 10.0
 # Origins that are grafted at once when their parent's link goes down: four frames. The others
 # are grafted when something of them is announced.
 ORPHANS_MAX = 4 * GRAFT_RANGES_MAX
-# A frame whose answer fills a page is charged for its bytes: so many frames would cost 1 MiB.
+# A graft whose answer has at least so many bytes costs its share of a token by them, of 1 MiB: who
+# asks page by page is served as many bytes a second as who asks for all at once.
 GRAFT_PAGE_BYTES_MIN = 16_384
 # What a request may bring is late when what it brings has stopped; put off so many waits at most.
 PUT_OFF_WAITS_MAX = 8
@@ -1314,7 +1315,6 @@ class Plumtree:
             room = self._serve(link, entry, stream, room, effects)
         served = GRAFT_ANSWER_BYTES_MAX - room
         if served >= GRAFT_PAGE_BYTES_MIN:
-            # Who asks page by page may have as much a second as who asks for all at once.
             link.tokens += max(0.0, 1.0 - served / GRAFT_ANSWER_BYTES_MAX)
         return effects
 
