@@ -19,7 +19,7 @@ import attrs
 
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.ids import NodeId, member_key
-from plumtree_quic.messages import Gossip, Prune
+from plumtree_quic.messages import Digest, DigestHashes, Gossip, Prune
 from plumtree_quic.proto.effects import Push, Send
 from plumtree_quic.proto.plumtree import SETTLING_BUNDLES, Plumtree
 from plumtree_quic.wire import build_bundle
@@ -42,8 +42,9 @@ class Cost:
     one of those by which its tree settles, and for a later one. first_frames and so on: what the
     node sent for one, on all links. held_bytes: memory an origin while its bundles are kept to be
     served; idle_bytes: once they are not any more. down_ms: to be done with the loss of a
-    neighbour that was the parent of its share of all trees. digest_rows: rows of the digest that a
-    new link gets.
+    neighbour that was the parent of its share of all trees. compare_ms: to hash what was seen when
+    all of it has changed. joiner_rows: rows that a joiner gets; agreed_rows: those that a new link
+    gets whose other end has seen the same.
     """
 
     origins: int
@@ -57,7 +58,9 @@ class Cost:
     held_bytes: float
     idle_bytes: float
     down_ms: float
-    digest_rows: float
+    compare_ms: float
+    joiner_rows: float
+    agreed_rows: float
 
 
 def _node(name):
@@ -80,6 +83,7 @@ class Rig:
         self.core.set_overlay((), mesh=False)
         for peer in self.peers:
             self.core.link_up(peer, 0.0)
+        self.core.receive(self.peers[0], Digest(()), 0.0)
         self.frames = 0
 
     def push(self, peer, bundle):
@@ -90,6 +94,19 @@ class Rig:
         for target in targets[1:]:
             prune = Prune((bundle.origin,))
             self.frames += _frames(self.core.receive(target, prune, self.now))
+
+    def compare(self, effects, kind):
+        """What of `kind` is sent."""
+        sends = [each.message for each in effects if isinstance(each, Send)]
+        return [message for message in sends if isinstance(message, kind)]
+
+    def rows_for(self, peer, hashes):
+        """How many rows `hashes` are answered with."""
+        pages = self.compare(self.core.receive(peer, hashes, self.now), Digest)
+        while not pages[-1].last:
+            self.now = self.core.next_deadline()
+            pages += self.compare(self.core.advance(self.now), Digest)
+        return sum(len(page.rows) for page in pages)
 
     def turn(self, seconds):
         """Run what is due."""
@@ -120,8 +137,12 @@ def _run(origins, links):
         name = "first" if sequence == 1 else "settling" if sequence <= 1 + SETTLING else "later"
         yield f"{name}_us", 1e6 * (time.process_time() - began) / origins
         yield f"{name}_frames", rig.frames / origins
-    digest = rig.core.link_up(_node("new"), rig.now)
-    yield "digest_rows", sum(len(each.message.rows) for each in digest if isinstance(each, Send))
+    began = time.process_time()
+    (hashes,) = rig.compare(rig.core.link_up(_node("new"), rig.now), DigestHashes)
+    yield "compare_ms", 1e3 * (time.process_time() - began)
+    yield "agreed_rows", rig.rows_for(_node("new"), hashes)
+    rig.core.link_up(_node("newer"), rig.now)
+    yield "joiner_rows", rig.rows_for(_node("newer"), DigestHashes(bytes(2_048)))
     began = time.process_time()
     rig.core.link_down(rig.peers[0], rig.now)
     yield "down_ms", 1e3 * (time.process_time() - began)
@@ -170,7 +191,9 @@ def table(cost):
             f"{cost.later_frames:6.2f} frames sent",
             f"memory an origin, its bundles held    {cost.held_bytes:9.0f} bytes",
             f"memory an origin, an hour later       {cost.idle_bytes:9.0f} bytes",
-            f"digest for a new link                 {cost.digest_rows:9.0f} rows",
+            f"rows for a joiner                     {cost.joiner_rows:9.0f} rows",
+            f"rows for a link that has seen the same{cost.agreed_rows:9.0f} rows",
+            f"hashing all that was seen             {cost.compare_ms:9.1f} ms",
             f"a parent of many trees goes           {cost.down_ms:9.1f} ms",
         ]
     )

@@ -175,8 +175,8 @@ class SyncConfig:
     stays lost here. True (the guide has it off; a promise of delivery needs it on)."""
 
     sync_interval: float = _seconds(30.0, 0.1, 86_400)
-    """Seconds between digests to a random neighbour. Shorter repairs sooner and costs a digest
-    more often. 30 s (guide)."""
+    """Seconds between comparisons with a random neighbour. Shorter repairs sooner and costs a frame
+    of hashes (2 KB) more often. 30 s (guide)."""
 
     max_batch_size: int = _count(100, 1, 4_096)
     """Ranges of sequence numbers asked of one peer in one round. More heals faster and takes more

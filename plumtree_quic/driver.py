@@ -26,6 +26,7 @@ from plumtree_quic.ids import MemberKey, NodeId, member_key
 from plumtree_quic.ledger import LEDGER_EFFECTS, Ledger
 from plumtree_quic.messages import (
     Bundle,
+    Digest,
     Direct,
     Fact,
     Feature,
@@ -752,7 +753,7 @@ class Driver:
         # Asked for the sake of its answer being told when it changes.
         return link.backlog(Lane.SYNC) if link.room(Lane.SYNC) > 0 else _NO_ROOM
 
-    def answer(self, peer: NodeId, message: Repair | GraftRefused) -> None:
+    def answer(self, peer: NodeId, message: Repair | GraftRefused | Digest) -> None:
         """Queue an answer out of the store."""
         link = self._endpoint.link(peer)
         if link is not None:
@@ -1076,6 +1077,8 @@ class Driver:
             if refusal.verdict.is_strike:
                 reason = f"{refusal.what}: {refusal.verdict.value}"
                 self._perform([Strike(peer, reason)], now)
+        if isinstance(message, Repair) and not admitted.messages:
+            self.core.came(peer, message.bundle, now)
         for each in admitted.messages:
             if isinstance(each, Gossip | Repair):
                 self._on_bundle(peer, each, now)
@@ -1289,6 +1292,8 @@ class Driver:
         if link is None:
             return
         message = effect.message
+        if self._ledger is not None and self._ledger.holds_back(effect.peer, message):
+            return
         if isinstance(message, Repair) and link.backlog(Lane.SYNC) > REPAIR_BACKLOG_BYTES:
             bundle = message.bundle
             self.counters.grafts_busy += 1

@@ -12,7 +12,15 @@ from typing import Protocol
 import attrs
 
 from plumtree_quic.ids import NodeId
-from plumtree_quic.messages import Bundle, GraftRefused, Range, RefusedReason, Repair
+from plumtree_quic.messages import (
+    Bundle,
+    Digest,
+    GraftRefused,
+    Message,
+    Range,
+    RefusedReason,
+    Repair,
+)
 from plumtree_quic.proto.core import Core
 from plumtree_quic.proto.effects import Deliver, FloorMoved, Forgotten, Greeted, Serve, Skipped
 from plumtree_quic.store.contract import (
@@ -48,7 +56,7 @@ class Outside(Protocol):
     def sync_backlog(self, peer: NodeId) -> int | None:
         """Bytes that wait on the sync lane to `peer`; None without a link."""
 
-    def answer(self, peer: NodeId, message: Repair | GraftRefused) -> None:
+    def answer(self, peer: NodeId, message: Repair | GraftRefused | Digest) -> None:
         """Queue what answers a question of `peer`, whatever waits there."""
 
     def chain_of(self, key_id: bytes) -> Sequence[bytes]:
@@ -70,9 +78,11 @@ class LedgerCounters:
 
 @attrs.define(eq=False)
 class _Serving:
-    """What one link has asked for. reading: the store has not answered yet."""
+    """What one link has asked for, and what is to be told behind it. reading: the store has not
+    answered yet.
+    """
 
-    ranges: deque[tuple[StreamKey, Range]] = attrs.field(factory=deque)
+    ranges: deque[tuple[StreamKey, Range] | Digest] = attrs.field(factory=deque)
     reading: bool = False
 
 
@@ -204,6 +214,17 @@ class Ledger:
     def _refuse(self, peer: NodeId, key: StreamKey, run: Range, reason: RefusedReason) -> None:
         self._outside.answer(peer, GraftRefused(*key, (run,), reason))
 
+    def holds_back(self, peer: NodeId, message: Message) -> bool:
+        """Whether this message waits here until `peer` has what it had asked for before.
+
+        Rows are told behind the bundles: who still claims what it was asked for has lied.
+        """
+        serving = self._serving.get(peer)
+        if serving is None or not isinstance(message, Digest):
+            return False
+        serving.ranges.append(message)
+        return True
+
     def link_down(self, peer: NodeId) -> None:
         """What this link asked for is of no use any more; it asks again, or others."""
         serving = self._serving.pop(peer, None)
@@ -225,7 +246,12 @@ class Ledger:
             backlog = self._outside.sync_backlog(peer)
             if backlog is None or backlog > PAGE_BYTES:
                 return
-            key, (first, last) = serving.ranges[0]
+            asked = serving.ranges[0]
+            if isinstance(asked, Digest):
+                self._outside.answer(peer, asked)
+                serving.ranges.popleft()
+                continue
+            key, (first, last) = asked
             serving.reading = True
             self.store.read(
                 key, first, last, PAGE_BYTES, lambda page: self._on_page(peer, serving, page)
@@ -237,7 +263,9 @@ class Ledger:
         serving.reading = False
         if self._serving.get(peer) is not serving or not serving.ranges:
             return
-        key, (first, last) = serving.ranges[0]
+        asked = serving.ranges[0]
+        assert not isinstance(asked, Digest)
+        key, (first, last) = asked
         if page.more and not page.kept:
             # The disk fails just now, and says so itself.
             serving.ranges.popleft()

@@ -17,6 +17,8 @@ Broadcast (Leitao, Pereira, Rodrigues 2007, with one tree per origin)::
     C --- Graft(origin, ranges) ---> A          it did not come: send it, and push from now on
     A --- Repair(bundle, hop) -----> C          the answer, on the sync lane
     C --- Prune(origin) -----------> B          a second copy came from B: push it here no more
+    A --- DigestHashes ------------> B          what A has seen, in 256 hashes
+    B --- Digest(rows) ------------> A          what B can serve, of the buckets that differ
 
 Membership (SWIM, Das et al. 2002; Lifeguard, Dadgar et al. 2018)::
 
@@ -48,6 +50,7 @@ from plumtree_quic.ids import MemberKey, NodeId
 
 __all__ = [
     "DATAGRAM_TYPES",
+    "DIGEST_ROUND_MAX",
     "LANE_OF",
     "Ack",
     "Announcement",
@@ -58,6 +61,7 @@ __all__ = [
     "Compression",
     "Credit",
     "Digest",
+    "DigestHashes",
     "DigestRow",
     "Direct",
     "DirectKind",
@@ -423,9 +427,31 @@ class Repair:
     bundle: Bundle
 
 
+DIGEST_ROUND_MAX = 31
+"""Comparisons on a link are numbered from 1 to this, then again from 1."""
+
+
+@attrs.frozen
+class DigestHashes:
+    """256 hashes of 8 bytes over what the sender has **seen** of each (origin, epoch), by the first
+    byte of the origin's key; once on each new link (a joiner's other links wait until it knows
+    what was before its time), and now and then afterwards.
+
+    The receiver answers with the Digest rows of the buckets in which it differs, and be it with an
+    empty last page. round: which number that answer bears. answer: a receiver that differs sends
+    its own hashes back. joins: the sender has no history; it is also told what the receiver has
+    seen and cannot serve, and takes all of it as what was before its time.
+    """
+
+    hashes: bytes
+    round: int = 0
+    answer: bool = False
+    joins: bool = False
+
+
 @attrs.frozen
 class DigestRow:
-    """What the sender can serve of one (origin, epoch): ascending, disjoint ranges."""
+    """Ascending, disjoint ranges of one (origin, epoch): what the sender can serve."""
 
     origin: MemberKey
     epoch: int
@@ -434,16 +460,19 @@ class DigestRow:
 
 @attrs.frozen
 class Digest:
-    """What the sender holds, right after a link comes up and now and then afterwards.
+    """Rows of the buckets in which the sender differs from hashes of the receiver.
 
-    The receiver asks, by Graft, for what it lacks; a joiner takes the first one, all its pages,
-    as what was before its time. Hints, like IHave: nothing is believed that is not served.
-    last: no more pages follow. answer: the receiver sends its own digest back.
+    The receiver asks, by Graft, for what it lacks. Hints, like IHave: nothing is believed that is
+    not served. last: no more pages follow. round: that of the hashes which this answers; 0: of
+    none. past: the rows say what the sender has seen and cannot serve, for a joiner.
+    answer: the receiver sends all its rows back.
     """
 
     rows: tuple[DigestRow, ...]
     last: bool = True
     answer: bool = False
+    past: bool = False
+    round: int = 0
 
 
 @attrs.frozen
@@ -551,6 +580,7 @@ Message = (
     | IHave
     | Gossip
     | Repair
+    | DigestHashes
     | Digest
     | BucketHashes
     | Rows
@@ -575,6 +605,7 @@ LANE_OF: dict[type, Lane] = {
     IHave: Lane.IHAVE,
     Gossip: Lane.GOSSIP,
     Repair: Lane.SYNC,
+    DigestHashes: Lane.SYNC,
     Digest: Lane.SYNC,
     BucketHashes: Lane.SYNC,
     Rows: Lane.SYNC,

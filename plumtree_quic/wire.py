@@ -36,6 +36,7 @@ from plumtree_quic.messages import (
     Compression,
     Credit,
     Digest,
+    DigestHashes,
     DigestRow,
     Direct,
     DirectKind,
@@ -143,6 +144,7 @@ _GRAFT, _PRUNE, _REFUSED = 0x11, 0x12, 0x13
 _IHAVE = 0x21
 _GOSSIP = 0x31
 _REPAIR, _DIGEST, _BUCKETS, _ROWS, _RECORDS_WANTED, _RECORDS = 0x41, 0x42, 0x43, 0x44, 0x45, 0x46
+_DIGEST_HASHES = 0x47
 _DIRECT = 0x51
 _PING, _ACK = 0x71, 0x72
 
@@ -675,6 +677,8 @@ def encode(message: Message) -> bytes:
             return bytes((_REFUSED,)) + _pack((origin, epoch, ranges, int(reason)))
         case BucketHashes(hashes):
             return bytes((_BUCKETS,)) + hashes
+        case DigestHashes(hashes, number, answer, joins):
+            return bytes((_DIGEST_HASHES, answer | joins << 1 | number << 3)) + hashes
         case Rows(buckets, rows, answer):
             lines = tuple((r.key, r.epoch, r.incarnation, int(r.state)) for r in rows)
             return bytes((_ROWS,)) + _pack((bytes(buckets), lines, answer))
@@ -816,6 +820,11 @@ def _decode_buckets(body: bytes) -> BucketHashes:
     return BucketHashes(_binary(body[1:], 2_048, 2_048))
 
 
+def _decode_digest_hashes(body: bytes) -> DigestHashes:
+    hashes = _binary(body[2:], 2_048, 2_048)
+    return DigestHashes(hashes, body[1] >> 3, bool(body[1] & 1), bool(body[1] & 2))
+
+
 def _decode_rows(body: bytes) -> Rows:
     fields = _unpack_array(body[1:], 3)
     rows: list[Row] = []
@@ -891,6 +900,7 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     _GOSSIP: _decode_gossip,
     _REPAIR: _decode_repair,
     _BUCKETS: _decode_buckets,
+    _DIGEST_HASHES: _decode_digest_hashes,
     _ROWS: _decode_rows,
     _RECORDS_WANTED: _decode_records_wanted,
     _RECORDS: _decode_records,
@@ -931,7 +941,8 @@ class LinkEncoder:
             case Repair(hop, bundle):
                 return (bytes((_REPAIR, min(hop, HOP_MAX))), bundle.raw)
             case Digest(rows):
-                out = bytearray((_DIGEST, message.last | message.answer << 1))
+                flags = message.last | message.answer << 1 | message.past << 2
+                out = bytearray((_DIGEST, flags | message.round << 3))
                 for row in rows:
                     _push_origin(out, self._sync, row.origin, row.epoch)
                     out += varint(len(row.held))
@@ -1016,7 +1027,7 @@ class LinkDecoder:
                     raise WireError("a digest's ranges do not ascend")
                 held.append((first, before))
             rows.append(DigestRow(origin, epoch, tuple(held)))
-        return Digest(tuple(rows), bool(flags & 1), bool(flags & 2))
+        return Digest(tuple(rows), bool(flags & 1), bool(flags & 2), bool(flags & 4), flags >> 3)
 
 
 def _pull_origin(

@@ -2,7 +2,7 @@
 
 from plumtree_quic import ledger
 from plumtree_quic.ledger import PAGE_BYTES, Ledger
-from plumtree_quic.messages import GraftRefused, RefusedReason, Repair
+from plumtree_quic.messages import Digest, GraftRefused, RefusedReason, Repair
 from plumtree_quic.proto.effects import Deliver, FloorMoved, Forgotten, Greeted, Serve, Skipped
 from plumtree_quic.store.contract import Committed
 from plumtree_quic.store.memory import MemoryStore
@@ -29,7 +29,9 @@ class Outside:
 
     def answer(self, peer, message):
         assert peer in self.backlogs
-        if isinstance(message, Repair):
+        if isinstance(message, Digest):
+            self.answers.append((peer, message))
+        elif isinstance(message, Repair):
             self.backlogs[peer] += len(message.bundle.raw)
             self.answers.append((peer, message.bundle.first))
         else:
@@ -199,3 +201,19 @@ def test_what_a_link_asked_for_that_is_gone_is_not_read():
     rig.ledger.pump()
     assert rig.outside.answers == []
     assert rig.ledger.counters.ranges_unserved == 2
+
+
+def test_rows_are_told_behind_the_bundles_that_were_asked_for():
+    rig = Rig()
+    rig.deliver(1)
+    rows = Digest(())
+    assert not rig.ledger.holds_back(P, rows)
+    rig.outside.backlogs[P] = 1 << 20
+    rig.asked((1, 1))
+    assert rig.ledger.holds_back(P, rows)
+    assert not rig.ledger.holds_back(P, Repair(1, bundle(2)))
+    assert not rig.ledger.holds_back(Q, rows)
+    rig.outside.backlogs[P] = 0
+    rig.ledger.pump()
+    assert rig.outside.answers == [(P, 1), (P, rows)]
+    assert not rig.ledger.is_serving

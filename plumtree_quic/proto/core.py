@@ -20,6 +20,7 @@ from plumtree_quic.messages import (
     BucketHashes,
     Bundle,
     Digest,
+    DigestHashes,
     Fact,
     Facts,
     Gossip,
@@ -81,7 +82,7 @@ EXPECTED_S = 10.0
 
 _SWIM = (Facts, Ping, Ack, BucketHashes, Rows, RecordsWanted, Records)
 _BUNDLES = (Gossip, Repair)
-_PLUMTREE = (IHave, Graft, Prune, GraftRefused, Digest)
+_PLUMTREE = (IHave, Graft, Prune, GraftRefused, DigestHashes, Digest)
 
 
 @attrs.frozen
@@ -282,6 +283,10 @@ class Core:
             self._note_wanted(peer, now)
             return self._make_room(now)
         return []
+
+    def came(self, peer: NodeId, bundle: Bundle, now: float) -> None:
+        """`peer` has served `bundle`, which was not let through: that is no silence."""
+        self._plumtree.came(peer, bundle, now)
 
     def heard(
         self,
@@ -684,6 +689,7 @@ class Core:
         self, peer: NodeId, link: _LinkState, message: Gossip | Repair, now: float
     ) -> list[Effect]:
         size = len(message.bundle.raw)
+        self._plumtree.came(peer, message.bundle, now)
         if len(link.parked) >= PARKED_BUNDLES_MAX or link.parked_bytes + size > PARKED_BYTES_MAX:
             # Not marked as seen: announced again by others, it is fetched like any other.
             self.parked_refused += 1

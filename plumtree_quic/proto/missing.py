@@ -35,7 +35,8 @@ class Gap:
     """A range that is announced and not here, in one state.
 
     announcers: who claims to hold it, and after how many hops (or DIGEST). asked: who was asked
-    and has not answered. asked_times: how often each was asked. patient: nobody was asked yet.
+    and has not answered, at asked_at. asked_times: how often each was asked. patient: it is waited
+    for, and nobody was asked yet.
     """
 
     key: StreamKey
@@ -46,6 +47,7 @@ class Gap:
     announcers: dict[NodeId, int]
     asked_times: dict[NodeId, int]
     asked: NodeId | None = None
+    asked_at: float = 0.0
     tries: int = 0
     patient: bool = True
     open: bool = True
@@ -76,6 +78,7 @@ class Missing:
         self._order = 0
         self._announced: dict[NodeId, int] = {}
         self._from_digest: dict[NodeId, int] = {}
+        self._digest_ids: dict[NodeId, int] = {}
 
     def __len__(self) -> int:
         """Return the number of ranges."""
@@ -96,6 +99,10 @@ class Missing:
     def digest_ranges(self, peer: NodeId) -> int:
         """How many ranges out of digests of `peer` have not come."""
         return self._from_digest.get(peer, 0)
+
+    def digest_ids(self, peer: NodeId) -> int:
+        """How many ids out of digests of `peer` have not come."""
+        return self._digest_ids.get(peer, 0)
 
     def without(self, key: StreamKey, first: int, last: int) -> list[Range]:
         """What of first .. last is in no gap."""
@@ -137,7 +144,7 @@ class Missing:
                 end = min(last, first + left - 1)
                 if gap is not None:
                     end = min(end, gap.first - 1)
-                gap = Gap(key, first, end, now, due, {}, {})
+                gap = Gap(key, first, end, now, due, {}, {}, patient=due > now)
                 gaps.insert(at, gap)
                 self._push(gap)
                 self._add_announcer(gap, peer, hop)
@@ -151,6 +158,7 @@ class Missing:
                     self._split(gaps, gap, end + 1)
                 self._add_announcer(gap, peer, hop)
                 if gap.asked is None and due < gap.due:
+                    gap.patient = gap.patient and due > now
                     self.schedule(gap, due)
                 left -= end - first + 1
             first = gap.last + 1
@@ -176,8 +184,13 @@ class Missing:
         peer, hop = next(iter(gaps[at].announcers.items()), (None, DIGEST))
         return peer if hop != DIGEST else None
 
-    def fill(self, key: StreamKey, first: int, last: int) -> tuple[NodeId, ...]:
-        """first .. last has come. Returns who had announced all of it."""
+    def fill(
+        self, key: StreamKey, first: int, last: int, now: float, by: NodeId | None = None
+    ) -> tuple[NodeId, ...]:
+        """first .. last has come. Returns who had announced all of it.
+
+        by: who has served it; what it was asked for beside it is given time again.
+        """
         gaps = self.by_stream.get(key)
         if gaps is None:
             return ()
@@ -197,11 +210,11 @@ class Missing:
             high += 1
         if gaps[low].first < first:
             self._split(gaps, gaps[low], first)
-            self._progress(gaps[low])
+            self._progress(gaps[low], now, by)
             low += 1
             high += 1
         if gaps[high - 1].last > last:
-            self._progress(self._split(gaps, gaps[high - 1], last + 1))
+            self._progress(self._split(gaps, gaps[high - 1], last + 1), now, by)
         for gap in gaps[low:high]:
             self._close(gap)
         del gaps[low:high]
@@ -209,9 +222,10 @@ class Missing:
             del self.by_stream[key]
         return tuple(common) if common is not None and covered == last - first + 1 else ()
 
-    def ask(self, gap: Gap, peer: NodeId) -> None:
+    def ask(self, gap: Gap, peer: NodeId, now: float) -> None:
         """Note that `peer` is being asked for `gap`; the caller schedules what follows."""
         gap.asked = peer
+        gap.asked_at = now
         gap.patient = False
         gap.asked_times[peer] = gap.asked_times.get(peer, 0) + 1
 
@@ -219,22 +233,41 @@ class Missing:
         """How long to wait after this try: graft_timeout, doubled with each one before."""
         return min(self._graft_timeout_s * (1 << min(gap.tries, 16)), WAIT_S_MAX)
 
-    def busy(self, key: StreamKey, first: int, last: int, peer: NodeId, now: float) -> None:
-        """`peer` cannot serve this range now: another announcer is next, or itself, later."""
+    def busy(self, key: StreamKey, first: int, last: int, peer: NodeId, now: float) -> bool:
+        """`peer` cannot serve this range now: another announcer is next, or itself, later.
+
+        Returns whether it was asked for what a digest of it had claimed.
+        """
+        claimed = False
         for gap in self._cut(key, first, last, peer):
             if gap.asked != peer:
                 continue
+            claimed = claimed or gap.announcers[peer] == DIGEST
             gap.asked = None
             if all(other in gap.asked_times for other in gap.announcers):
                 self.schedule(gap, now + self.wait_s(gap))
                 gap.tries += 1
             else:
                 self.schedule(gap, now + BUSY_PAUSE_S)
+        return claimed
 
-    def gone(self, key: StreamKey, first: int, last: int, peer: NodeId, now: float) -> None:
-        """`peer` does not hold this range, whatever it announced."""
+    def gone(self, key: StreamKey, first: int, last: int, peer: NodeId, now: float) -> list[Range]:
+        """`peer` does not hold this range, whatever it announced.
+
+        Returns what of it a digest of it had claimed.
+        """
+        claimed: list[Range] = []
         for gap in self._cut(key, first, last, peer):
+            if gap.announcers[peer] == DIGEST:
+                claimed.append((gap.first, gap.last))
             self._lose(gap, peer, now)
+        return claimed
+
+    def disbelieve(self, key: StreamKey, peer: NodeId, now: float) -> None:
+        """What digests of `peer` claim of this stream counts no more."""
+        for gap in self.by_stream.get(key, ()):
+            if gap.announcers.get(peer) == DIGEST:
+                self._lose(gap, peer, now)
 
     def link_down(self, peer: NodeId, now: float) -> None:
         """`peer` can be asked no more; what it was asked for is due at once."""
@@ -244,6 +277,7 @@ class Missing:
                     self._lose(gap, peer, now)
         self._announced.pop(peer, None)
         self._from_digest.pop(peer, None)
+        self._digest_ids.pop(peer, None)
 
     def drop(self, gap: Gap) -> None:
         """Nobody served it: forget it. A digest brings it back."""
@@ -294,6 +328,7 @@ class Missing:
         gap.announcers[peer] = hop
         if hop == DIGEST:
             self._from_digest[peer] = self._from_digest.get(peer, 0) + 1
+            self._digest_ids[peer] = self._digest_ids.get(peer, 0) + gap.last - gap.first + 1
         else:
             self._announced[peer] = self._announced.get(peer, 0) + gap.last - gap.first + 1
 
@@ -301,6 +336,7 @@ class Missing:
         hop = gap.announcers.pop(peer, None)
         if hop == DIGEST:
             self._from_digest[peer] -= 1
+            self._digest_ids[peer] -= gap.last - gap.first + 1
         elif hop is not None:
             self._announced[peer] -= gap.last - gap.first + 1
 
@@ -333,9 +369,11 @@ class Missing:
         self._push(right)
         return right
 
-    def _progress(self, gap: Gap) -> None:
+    def _progress(self, gap: Gap, now: float, by: NodeId | None) -> None:
         # A part of the range was served: who was asked is at work, and the tries start again.
         gap.tries = 0
+        if gap.asked is not None and gap.asked == by:
+            self.schedule(gap, max(gap.due, now + self.wait_s(gap)))
 
     def _cut(self, key: StreamKey, first: int, last: int, peer: NodeId) -> list[Gap]:
         """The gaps inside first .. last that `peer` announced, cut at the range's ends."""

@@ -15,7 +15,6 @@ for it across the border: its members wait for each other, each for another time
 is the new bridge. Among candidates for anything, those of the own zone come first.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from math import inf, log2
 from random import Random
@@ -29,7 +28,7 @@ from plumtree_quic.messages import (
     Announcement,
     Bundle,
     Digest,
-    DigestRow,
+    DigestHashes,
     Gossip,
     Graft,
     GraftEntry,
@@ -60,6 +59,7 @@ from plumtree_quic.proto.effects import (
 )
 from plumtree_quic.proto.missing import ANNOUNCED_IDS_MAX, DIGEST, Gap, Missing, StreamKey
 from plumtree_quic.proto.owed import Owed, OwedBatch
+from plumtree_quic.proto.sync import AHEAD_IDS_MAX, DIGEST_RANGES_PER_ROW_MAX, Sync
 from plumtree_quic.shelf import Shelf
 
 __all__ = ["Counters", "Plumtree"]
@@ -75,8 +75,6 @@ LAG_TIMEOUTS_MAX = 5
 # A parent's lateness says something about the machine for so long. A guess.
 LAG_FRESH_S = 10.0
 REPAIRED_MAX = 256
-# How far above the highest id seen an announcement may reach; a digest is asked for instead.
-AHEAD_IDS_MAX = 65_536
 HOP_MAX = 255
 # What fits one frame at 40 bytes each.
 IHAVE_ENTRIES_MAX = 1_024
@@ -96,16 +94,17 @@ FULL_S = 10.0
 # Origins that are grafted at once when their parent's link goes down: four frames. The others
 # are grafted when something of them is announced.
 ORPHANS_MAX = 4 * GRAFT_RANGES_MAX
-# Digests: what fits a frame, what is believed of one link, and how often one is asked for.
-DIGEST_BYTES_MAX = 60_000
-DIGEST_ROWS_MAX = 4_096
-DIGEST_RANGES_PER_ROW_MAX = 256
-DIGEST_BACKLOG_RANGES_MAX = 16_384
-DIGEST_ASK_EVERY_S = 1.0
-DIGEST_ANSWER_EVERY_S = 0.5
-# A joiner waits this long for the end of its first digest, and lets others' wait meanwhile.
+# A graft whose answer has at least so many bytes costs its share of a token by them, of 1 MiB: who
+# asks page by page is served as many bytes a second as who asks for all at once.
+GRAFT_PAGE_BYTES_MIN = 16_384
+# What a request may bring is late when what it brings has stopped; put off so many waits at most.
+PUT_OFF_WAITS_MAX = 8
+# A joiner waits this long for the next page of its first digest, and lets others' wait meanwhile;
+# and so long for all of it. What it learns of so many streams is before its time.
 GREETING_S = 5.0
+GREETING_S_MAX = 30.0
 GREETING_PAGES_MAX = 64
+GREETING_STREAMS_MAX = 16_384
 CACHE_SWEEP_S = 1.0
 # A tree that is new, or was torn, settles: so many bundles, one an ihave_interval at most, are
 # announced at once instead of with the batch, so that each node sees which link would have brought
@@ -144,8 +143,6 @@ class Counters:
     prunes_received: int = 0
     parents_changed: int = 0
     paths_shortened: int = 0
-    digests_sent: int = 0
-    digests_received: int = 0
 
 
 @attrs.define(eq=False)
@@ -155,6 +152,7 @@ class _Link:
     crossing_s: what a frame takes to come, lost packets included. lag_s, lag_deviation_s: how late
     its pushes come behind announcements, when they do; lag_at: when one last did. pushed_at: when
     it last brought something new as a parent. far: the peer is in another zone than we are.
+    served_to: the last that it was served, of which stream.
     """
 
     peer: NodeId
@@ -174,9 +172,7 @@ class _Link:
     lag_deviation_s: float = 0.0
     lag_at: float = -inf
     pushed_at: float = -inf
-    backlog: deque[tuple[StreamKey, int, int]] = attrs.field(factory=deque)
-    digest_asked_at: float = -inf
-    digest_sent_at: float = -inf
+    served_to: tuple[StreamKey, int] | None = None
 
 
 @attrs.define(eq=False)
@@ -260,6 +256,8 @@ class Plumtree:
         self._mesh = True
         self._origins: dict[MemberKey, _Origin] = {}
         self._streams: dict[StreamKey, _Stream] = {}
+        self._missing = Missing(config.graft_timeout)
+        self._sync = Sync((me, epoch), config, rng, self._streams, self._missing)
         self._own = self._make_stream(_Origin(me), epoch)
         self._cache = Cache(
             config.message_cache_ttl,
@@ -268,7 +266,6 @@ class Plumtree:
         )
         # When the cache is looked through next; inf while it is empty.
         self._sweep_at = inf
-        self._missing = Missing(config.graft_timeout)
         # How late pushes usually come behind announcements; what grafts brought lately, and since
         # when it was missing.
         self._usual_lag_s = 0.0
@@ -277,14 +274,11 @@ class Plumtree:
         self._hoped: dict[MemberKey, tuple[float, NodeId]] = {}
         self._owed = OwedBatch()
         self._owed_at: float | None = None
-        # Peers to be asked for a digest, and when.
-        self._digest_asks: dict[NodeId, float] = {}
-        self._sync_at: float | None = None
         # The joiner's floor: nobody yet, the peer whose digest it is, or done.
         self._greeter: NodeId | None = None
         self._floor_of: NodeId | None = None
         self._greeted = False
-        self._greeting_ends_at = inf
+        self._greeting_ends_at = self._greeting_ends_by = inf
         # Whether what was before our time is wanted, and how long it is waited for.
         self._wants_past = False
         self._past_until = -inf
@@ -294,20 +288,25 @@ class Plumtree:
     # --- links ----------------------------------------------------------------------------------
 
     def link_up(self, peer: NodeId, now: float, *, zone: str = "") -> list[Effect]:
-        """A link is up: it gets our digest, and owes nothing of what was before."""
+        """A link is up: what both have seen is compared, and what comes from now on is owed.
+
+        The first link of a joiner is compared with alone, until we know what was before our time.
+        """
         effects: list[Effect] = self.link_down(peer, now) if peer in self._links else []
         bit = self._free_bits.pop() if self._free_bits else 1 << len(self._links)
         burst = float(self._config.graft_rate_limit_burst)
         far = zone != self._config.zone
-        link = self._links[peer] = _Link(peer, bit, zone, far, now, burst, now)
+        self._links[peer] = _Link(peer, bit, zone, far, now, burst, now)
         self._all |= bit
         self._far |= bit if far else 0
-        if self._sync_at is None:
-            self._plan_sync(now)
-        if not self._greeted and self._greeter is None:
+        self._sync.link_up(peer, now)
+        if self._greeted:
+            self._sync.greet(peer, now, effects, joins=False)
+        elif self._greeter is None:
             self._greeter = self._floor_of = peer
             self._greeting_ends_at = now + GREETING_S
-        self._send_digest(link, now, effects)
+            self._greeting_ends_by = now + GREETING_S_MAX
+            self._sync.greet(peer, now, effects, joins=True)
         return effects
 
     def link_down(self, peer: NodeId, now: float) -> list[Effect]:
@@ -321,7 +320,7 @@ class Plumtree:
         self._far &= keep
         self._congested &= keep
         self._owed.forget_link(link.bit)
-        self._digest_asks.pop(peer, None)
+        self._sync.link_down(peer)
         was_bridge = link.far and bool(self._own.origin.pushes & link.bit)
         orphans: list[_Origin] = []
         for origin in self._origins.values():
@@ -443,6 +442,7 @@ class Plumtree:
             stream.claimed.add(*run)
         for run in held:
             stream.kept.add(*run)
+        self._sync.touch(key)
         return effects
 
     def returned(self) -> None:
@@ -477,7 +477,7 @@ class Plumtree:
                     stream.past.add(*run)
                 self._reopen(stream, 1, stream.claimed.highest, effects)
         for link in self._links.values():
-            self._want_digest(link, now)
+            self._sync.ask(link.peer, now, 0.0)
 
     def rebalance(self) -> None:
         """Let every tree start again from `eager_fanout` links with the origin's next bundle."""
@@ -502,7 +502,7 @@ class Plumtree:
     def receive(
         self,
         peer: NodeId,
-        message: Gossip | Repair | IHave | Graft | Prune | GraftRefused | Digest,
+        message: (Gossip | Repair | IHave | Graft | Prune | GraftRefused | DigestHashes | Digest),
         now: float,
     ) -> list[Effect]:
         """A message that came on the link to `peer`; bundles are verified."""
@@ -523,6 +523,10 @@ class Plumtree:
                 return self._on_prune(link, message, now)
             case GraftRefused():
                 return self._on_graft_refused(link, message, now)
+            case DigestHashes():
+                effects: list[Effect] = []
+                self._sync.on_hashes(peer, message, now, effects)
+                return effects
             case Digest():
                 return self._on_digest(link, message, now)
 
@@ -541,9 +545,15 @@ class Plumtree:
             effects.append(Skipped(*stream.key, bundle.first, bundle.last))
             if isinstance(message, Gossip):
                 self._note_parent(stream.origin, link, now, effects)
+            else:
+                self._sync.taken(peer, stream.key, bundle.count, len(bundle.raw), now)
         elif isinstance(message, Gossip):
             self._on_duplicate(stream, link, message, now, effects)
         return effects
+
+    def came(self, peer: NodeId, bundle: Bundle, now: float) -> None:
+        """`peer` has served `bundle`, which we cannot use, or not yet."""
+        self._sync.came(peer, (bundle.origin, bundle.epoch), now, useless=True)
 
     # --- bundles --------------------------------------------------------------------------------
 
@@ -588,6 +598,7 @@ class Plumtree:
         bundle = message.bundle
         link.failures = 0
         effects: list[Effect] = []
+        self._sync.came(link.peer, (bundle.origin, bundle.epoch), now)
         stream = self._open(bundle.origin, bundle.epoch, effects)
         if stream is None:
             self.counters.tree_stale += 1
@@ -601,7 +612,8 @@ class Plumtree:
                     if len(self._repaired) >= REPAIRED_MAX:
                         del self._repaired[next(iter(self._repaired))]
                     self._repaired[stream.key, bundle.first] = since
-                known = self._take(stream, bundle, now)
+                self._sync.taken(link.peer, stream.key, bundle.count, len(bundle.raw), now)
+                known = self._take(stream, bundle, now, by=link.peer)
                 self._restart_if_idle(stream.origin, now, effects)
                 if not delivery.history:
                     # History is old to the others; who wants it finds it in our digest.
@@ -618,8 +630,8 @@ class Plumtree:
         else:
             self.counters.tree_repairs_late += 1
             self._owed.settle(stream.owed, link.bit, bundle.first, bundle.last)
-        if link.backlog:
-            self._continue_backlog(link, now, effects)
+        if self._sync.wants(link.peer):
+            self._ask_on(link, now, effects)
         return effects
 
     def _delivery(self, stream: _Stream, message: Gossip | Repair, link: _Link) -> Deliver:
@@ -675,10 +687,11 @@ class Plumtree:
             # Nobody has it on offer any more.
             self.counters.tree_ids_lost += hole[1] - hole[0] + 1
             seen.add(*hole)
+            self._sync.touch(stream.key)
             effects.append(Skipped(*stream.key, *hole))
             return True
         self.counters.tree_over_gaps += 1
-        self._want_digest(link, now)
+        self._sync.ask(link.peer, now, self._config.graft_timeout)
         return False
 
     def _note_lag(self, link: _Link, since: float | None, now: float) -> None:
@@ -708,14 +721,15 @@ class Plumtree:
         spared = max(1, len(lags) // 4)
         self._usual_lag_s = lags[max(0, len(lags) - 1 - spared)]
 
-    def _take(self, stream: _Stream, bundle: Bundle, now: float) -> int:
-        """Mark `bundle` as seen. Returns the links that have announced it."""
+    def _take(self, stream: _Stream, bundle: Bundle, now: float, by: NodeId | None = None) -> int:
+        """Mark `bundle`, served `by` whom we asked, as seen. Returns who has announced it."""
         stream.seen.add(bundle.first, bundle.last)
+        self._sync.touch(stream.key)
         if stream.claimed:
             stream.claimed.remove(bundle.first, bundle.last)
         known = 0
         if self._missing.by_stream:
-            for peer in self._missing.fill(stream.key, bundle.first, bundle.last):
+            for peer in self._missing.fill(stream.key, bundle.first, bundle.last, now, by):
                 known |= self._links[peer].bit
         if stream.origin.heard_at is inf:
             stream.origin.heard_at = now
@@ -1111,12 +1125,13 @@ class Plumtree:
             if run[0] <= last and run[1] >= first:
                 stream.seen.remove(max(run[0], first), min(run[1], last))
         stream.claimed.remove(first, last)
+        self._sync.touch(stream.key)
         effects.append(FloorMoved(*stream.key, tuple(stream.claimed.ranges())))
 
     def _clip(self, link: _Link, now: float) -> None:
         """More was announced than is taken: a digest tells the rest when there is room."""
         self.counters.announcements_clipped += 1
-        self._want_digest(link, now)
+        self._sync.ask(link.peer, now, self._config.graft_timeout)
 
     def _patience(self, key: MemberKey, announcer: NodeId, since: float, now: float) -> float:
         """Until when to wait for the push of what was announced at `since`: `now`, or later.
@@ -1172,6 +1187,8 @@ class Plumtree:
                     missing.schedule(gap, due)
                     continue
             if gap.asked is not None:
+                if gap.announcers.get(gap.asked) == DIGEST and self._is_put_off(gap, now):
+                    continue
                 silent = self._links.get(gap.asked)
                 if silent is not None:
                     silent.failures += 1
@@ -1187,12 +1204,28 @@ class Plumtree:
             promote = self._may_promote(gap, origin, link, now)
             if promote:
                 self._become_grafted(gap.key[0], origin, link, now, effects)
-            missing.ask(gap, link.peer)
+            missing.ask(gap, link.peer, now)
             missing.schedule(gap, now + missing.wait_s(gap))
             ranges, promoted = asks.setdefault(link.peer, {}).get(gap.key, ([], False))
             ranges.append((gap.first, gap.last))
             asks[link.peer][gap.key] = (ranges, promoted or promote)
         self._emit(asks, effects)
+
+    def _is_put_off(self, gap: Gap, now: float) -> bool:
+        """Whether who was asked for a page is still serving what it was asked for before.
+
+        If not, and nothing of it came, it has left a claim of its own unanswered.
+        """
+        peer = gap.asked
+        if peer is None or peer not in self._links:
+            return False
+        wait_s = max(self._missing.wait_s(gap), 2 * self._links[peer].rtt_s)
+        due = max(gap.asked_at, self._sync.served_at(peer)) + wait_s
+        if now < due and now < gap.asked_at + PUT_OFF_WAITS_MAX * wait_s:
+            self._missing.schedule(gap, due)
+            return True
+        self._sync.unanswered(peer, gap.key, (gap.first, gap.last), now)
+        return False
 
     def _best_announcer(self, gap: Gap) -> _Link | None:
         """Whom to ask: least often asked for this, of our zone, most reliable, nearest (a lossy
@@ -1313,16 +1346,21 @@ class Plumtree:
         self.counters.grafts_refused += 1
         key = (message.origin, message.epoch)
         origin = self._origins.get(message.origin)
+        self._sync.refused(link.peer, key)
         if message.reason is RefusedReason.FULL:
             if origin is not None:
                 origin.full |= link.bit
                 origin.full_at = now
         else:
+            busy = False
             for first, last in message.ranges:
                 if message.reason is RefusedReason.BUSY:
-                    self._missing.busy(key, first, last, link.peer, now)
+                    busy = self._missing.busy(key, first, last, link.peer, now) or busy
                 else:
-                    self._missing.gone(key, first, last, link.peer, now)
+                    for run in self._missing.gone(key, first, last, link.peer, now):
+                        self._sync.gone(link.peer, key, run, now)
+            if busy:
+                self._sync.busy(link.peer, key, now, effects)
         if (
             message.reason is not RefusedReason.GONE
             and origin is not None
@@ -1334,8 +1372,8 @@ class Plumtree:
             origin.promoted_at = -inf
         if self._missing.by_stream:
             self._fire_grafts(now, effects)
-        if link.backlog:
-            self._continue_backlog(link, now, effects)
+        if self._sync.wants(link.peer):
+            self._ask_on(link, now, effects)
         return effects
 
     # --- grafts that we serve -------------------------------------------------------------------
@@ -1364,6 +1402,9 @@ class Plumtree:
                     self._refuse_graft(link, entry, entry.ranges, RefusedReason.GONE, effects)
                 continue
             room = self._serve(link, entry, stream, room, effects)
+        served = GRAFT_ANSWER_BYTES_MAX - room
+        if served >= GRAFT_PAGE_BYTES_MIN:
+            link.tokens += max(0.0, 1.0 - served / GRAFT_ANSWER_BYTES_MAX)
         return effects
 
     def _promote(self, origin: _Origin, link: _Link, effects: list[Effect]) -> None:
@@ -1392,7 +1433,11 @@ class Plumtree:
         shelf = stream.shelf
         for first, last in entry.ranges:
             end = last
+            goes_on = link.served_to == (stream.key, first - 1)
             for held in shelf.between(first, last):
+                if goes_on and held.bundle.first < first:
+                    # It lies across two pages, and went with the one before.
+                    continue
                 if room <= 0:
                     end = max(first, held.bundle.first) - 1
                     busy.append((end + 1, last))
@@ -1401,6 +1446,7 @@ class Plumtree:
                 self.counters.repairs_sent += 1
                 hop = min(held.hop + 1, HOP_MAX)
                 effects.append(Send(link.peer, Repair(hop, held.bundle)))
+            link.served_to = (stream.key, end)
             if end >= first and len(gone) + len(stored) < GRAFT_RANGES_MAX:
                 for run in shelf.held.missing(first, end):
                     absent = stream.kept.missing(*run) if stream.kept else [run]
@@ -1442,65 +1488,41 @@ class Plumtree:
 
     # --- digests --------------------------------------------------------------------------------
 
-    def _send_digest(
-        self, link: _Link, now: float, effects: list[Effect], *, answer: bool = False
-    ) -> None:
-        """Tell `link` all that we hold, in pages that fit a frame; it may answer with its own."""
-        link.digest_sent_at = now
-        pages: list[tuple[DigestRow, ...]] = []
-        rows: list[DigestRow] = []
-        room = DIGEST_BYTES_MAX
-        for (origin, epoch), stream in self._streams.items():
-            held = stream.held_runs()[-DIGEST_RANGES_PER_ROW_MAX:]
-            if not held:
-                continue
-            # A row names its origin in 23 bytes at most, and a range in 16.
-            size = 26 + 16 * len(held)
-            if size > room or len(rows) == DIGEST_ROWS_MAX:
-                pages.append(tuple(rows))
-                rows, room = [], DIGEST_BYTES_MAX
-            rows.append(DigestRow(origin, epoch, tuple(held)))
-            room -= size
-        pages.append(tuple(rows))
-        last = len(pages) - 1
-        for number, page in enumerate(pages):
-            self.counters.digests_sent += 1
-            digest = Digest(page, last=number == last, answer=answer and number == last)
-            effects.append(Send(link.peer, digest))
-
     def _on_digest(self, link: _Link, message: Digest, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        self.counters.digests_received += 1
-        if message.answer and now - link.digest_sent_at >= DIGEST_ANSWER_EVERY_S:
-            self._send_digest(link, now, effects)
+        self._sync.on_rows(link.peer, message, now, effects)
+        if message.answer:
+            self._sync.on_request(link.peer, now, effects)
         if self._greeter is None:
-            self._want_rows(link, message.rows, now, effects)
+            self._want_rows(link, message, now, effects)
         elif self._greeter != link.peer:
             # Not before we know what was before our time.
             if len(self._early) < GREETING_PAGES_MAX:
                 self._early.append((link.peer, message))
         else:
-            self._set_floor(message.rows, effects)
+            self._set_floor(message, effects)
+            self._greeting_ends_at = min(now + GREETING_S, self._greeting_ends_by)
             if message.last:
                 self._end_greeting(now, effects)
         return effects
 
-    def _set_floor(self, rows: tuple[DigestRow, ...], effects: list[Effect]) -> None:
-        """What the first link held when it came up was before our time.
+    def _set_floor(self, message: Digest, effects: list[Effect]) -> None:
+        """What the first link had seen when it came up was before our time.
 
         Except what was announced since: that is delivered. Holes in what it held stay open, for
         what fills them reaches that link after it came up.
         """
-        for row in rows:
+        for row in message.rows:
             if (row.origin, row.epoch) == self._own.key or not row.held:
                 continue
-            if len(self._streams) >= DIGEST_BACKLOG_RANGES_MAX:
+            if len(self._streams) >= GREETING_STREAMS_MAX:
                 return
             stream = self._open(row.origin, row.epoch, effects)
             if stream is None:
                 continue
             runs = list(row.held[-DIGEST_RANGES_PER_ROW_MAX:])
-            if runs[0][0] > 1:
+            self._sync.touch(stream.key)
+            if runs[0][0] > 1 and not message.past:
                 runs.insert(0, (1, runs[0][0] - 1))
             for run in runs:
                 if len(stream.seen) >= GAPS_MAX:
@@ -1522,13 +1544,14 @@ class Plumtree:
         for peer, digest in early:
             link = self._links.get(peer)
             if link is not None:
-                self._want_rows(link, digest.rows, now, effects)
+                self._want_rows(link, digest, now, effects)
+        self._sync.greet_all(now, effects)
 
-    def _want_rows(
-        self, link: _Link, rows: tuple[DigestRow, ...], now: float, effects: list[Effect]
-    ) -> None:
+    def _want_rows(self, link: _Link, message: Digest, now: float, effects: list[Effect]) -> None:
         """Ask for what `link` holds and we have not seen."""
-        for row in rows:
+        if message.past:
+            return
+        for row in message.rows:
             key = (row.origin, row.epoch)
             if key == self._own.key or self._is_stale(key):
                 continue
@@ -1538,74 +1561,28 @@ class Plumtree:
                 end = row.held[-1][1] + AHEAD_IDS_MAX
                 if stream.claimed.highest > end:
                     self._reopen(stream, end + 1, stream.claimed.highest, effects)
-            for first, last in row.held:
-                if stream is not None and stream.seen.covers(first, last):
-                    continue
-                if len(link.backlog) < DIGEST_BACKLOG_RANGES_MAX:
-                    link.backlog.append((key, first, last))
-        self._continue_backlog(link, now, effects)
+            self._sync.want(link.peer, row, now)
+        self._ask_on(link, now, effects)
 
-    def _continue_backlog(self, link: _Link, now: float, effects: list[Effect]) -> None:
-        """Take ranges out of a digest, at most sync.max_batch_size under way on one link."""
-        missing = self._missing
-        batch = self._config.sync.max_batch_size
-        room = batch - missing.digest_ranges(link.peer)
-        if room * 2 < batch:
-            # A frame for each range that was answered would be over the other side's rate.
-            return
-        while link.backlog and room > 0:
-            key, first, last = link.backlog.popleft()
+    def _ask_on(self, link: _Link, now: float, effects: list[Effect]) -> None:
+        """Ask for the next pages out of the rows of `link`, when it is their turn."""
+        pieces = self._sync.draw(link.peer, now)
+        for key, run, since in pieces:
             stream = self._streams.get(key)
-            unseen = [(first, last)] if stream is None else stream.seen.missing(first, last)
-            for number, run in enumerate(unseen):
-                if room <= 0:
-                    link.backlog.extendleft((key, a, b) for a, b in reversed(unseen[number:]))
-                    break
-                due = self._patience(key[0], link.peer, now, now)
-                if stream is not None and run[0] < stream.seen.highest:
-                    # The parent went past it: no push will bring it.
-                    due = now
-                missing.announce(key, run, link.peer, hop=DIGEST, due=due, now=now)
-                room -= 1
-        self._fire_grafts(now, effects)
-
-    def _want_digest(self, link: _Link, now: float) -> None:
-        """Ask `link` for a digest soon, and at most once a second."""
-        if self._config.sync.enabled:
-            due = max(now + self._config.graft_timeout, link.digest_asked_at + DIGEST_ASK_EVERY_S)
-            self._digest_asks.setdefault(link.peer, due)
+            due = self._patience(key[0], link.peer, since, now)
+            if stream is not None and run[0] < stream.seen.highest:
+                # The parent went past it: no push will bring it.
+                due = now
+            self._missing.announce(key, run, link.peer, hop=DIGEST, due=due, now=now)
+        if pieces:
+            self._fire_grafts(now, effects)
 
     def _ask_somebody(self, announcer: _Link | None, now: float) -> None:
-        """A range failed: its best announcer is asked what it holds, or else a random link."""
+        """A range failed: its best announcer is compared with, or else a random link."""
+        if announcer is None and self._links and not self._sync.is_asking():
+            announcer = self._rng.choice(list(self._links.values()))
         if announcer is not None:
-            self._want_digest(announcer, now)
-        elif self._config.sync.enabled and self._links and not self._digest_asks:
-            self._want_digest(self._rng.choice(list(self._links.values())), now)
-
-    def _fire_digest_asks(self, now: float, effects: list[Effect]) -> None:
-        for peer, due in list(self._digest_asks.items()):
-            if due > now:
-                continue
-            link = self._links[peer]
-            if self._missing.announced_ids(peer) > ANNOUNCED_IDS_MAX // 2:
-                self._digest_asks[peer] = now + self._config.graft_timeout
-                continue
-            del self._digest_asks[peer]
-            link.digest_asked_at = now
-            self.counters.digests_sent += 1
-            effects.append(Send(peer, Digest((), answer=True)))
-
-    def _plan_sync(self, now: float) -> None:
-        sync = self._config.sync
-        if sync.enabled:
-            # Spread, so that nodes that started together do not compare together.
-            self._sync_at = now + sync.sync_interval * self._rng.uniform(0.75, 1.25)
-
-    def _fire_sync(self, now: float, effects: list[Effect]) -> None:
-        self._plan_sync(now)
-        if self._links:
-            link = self._rng.choice(list(self._links.values()))
-            self._send_digest(link, now, effects, answer=True)
+            self._sync.ask(announcer.peer, now, self._config.graft_timeout)
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -1614,14 +1591,12 @@ class Plumtree:
         deadline = min(self._greeting_ends_at, self._sweep_at)
         if self._owed_at is not None and self._owed_at < deadline:
             deadline = self._owed_at
-        if self._sync_at is not None and self._sync_at < deadline:
-            deadline = self._sync_at
+        due = self._sync.next_deadline()
+        deadline = min(deadline, due)
         if self._missing.by_stream:
-            due = self._missing.next_deadline()
-            if due is not None and due < deadline:
-                deadline = due
-        if self._digest_asks:
-            deadline = min(deadline, *self._digest_asks.values())
+            late = self._missing.next_deadline()
+            if late is not None and late < deadline:
+                deadline = late
         return None if deadline == inf else deadline
 
     def advance(self, now: float) -> list[Effect]:
@@ -1633,13 +1608,10 @@ class Plumtree:
             self._end_greeting(now, effects)
         if self._missing.by_stream:
             self._fire_grafts(now, effects)
-        for link in self._links.values():
-            if link.backlog:
-                self._continue_backlog(link, now, effects)
-        if self._digest_asks:
-            self._fire_digest_asks(now, effects)
-        if self._sync_at is not None and self._sync_at <= now:
-            self._fire_sync(now, effects)
+        for peer in self._sync.with_wants():
+            self._ask_on(self._links[peer], now, effects)
+        if self._sync.next_deadline() <= now:
+            self._sync.advance(now, self._config.graft_timeout, effects)
         if self._sweep_at <= now:
             self._cache.expire(now)
             oldest = self._cache.oldest_expires_at()
@@ -1671,11 +1643,13 @@ class Plumtree:
         self._origins[origin.key] = origin
         stream = _Stream((origin.key, epoch), origin)
         self._streams[stream.key] = origin.epochs[epoch] = stream
+        self._sync.open(stream.key)
         return stream
 
     def _close(self, stream: _Stream, effects: list[Effect]) -> None:
         effects.append(Forgotten(*stream.key))
         del self._streams[stream.key]
+        self._sync.close(stream.key)
         self._cache.forget(stream.shelf)
         self._missing.forget(stream.key)
         self._owed.forget(stream.owed)
@@ -1774,6 +1748,7 @@ class Plumtree:
         """The counters and a few sizes, by name."""
         return {
             **attrs.asdict(self.counters),
+            **attrs.asdict(self._sync.counters),
             "cache_messages": self._cache.messages,
             "cache_bytes": self._cache.bytes,
             "missing_ranges": len(self._missing),

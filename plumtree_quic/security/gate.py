@@ -108,7 +108,10 @@ def _judge_unsigned(thing: Bundle | Record | Fact) -> Verdict:
 
 
 def _own_alone(message: Message, key: MemberKey) -> Message | None:
-    """What a peer that may not relay says of itself; None when it speaks of others alone."""
+    """What a peer that may not relay says of itself; None when it speaks of others alone.
+
+    Its DigestHashes only ask, and pass; of its Digest its own rows count.
+    """
     match message:
         case Gossip(bundle=bundle) | Repair(bundle=bundle):
             return message if bundle.origin == key else None

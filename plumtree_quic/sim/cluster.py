@@ -16,6 +16,7 @@ from plumtree_quic.ledger import Ledger
 from plumtree_quic.messages import (
     Ack,
     Bundle,
+    Digest,
     Fact,
     Gossip,
     GraftRefused,
@@ -316,6 +317,8 @@ class Host:
             self.refusals.append((end.peer, refusal))
             if refusal.verdict.is_strike:
                 self._perform([Strike(end.peer, f"{refusal.what}: {refusal.verdict.value}")])
+        if isinstance(message, Repair) and not admitted.messages:
+            self.core.came(end.peer, message.bundle, now)
         for each in admitted.messages:
             self._take(end, each, now)
 
@@ -591,7 +594,7 @@ class Host:
         end = self.links.get(peer)
         return end.backlog(Lane.SYNC) if end is not None else None
 
-    def answer(self, peer: NodeId, message: Repair | GraftRefused) -> None:
+    def answer(self, peer: NodeId, message: Repair | GraftRefused | Digest) -> None:
         """For the ledger."""
         end = self.links.get(peer)
         if end is not None:
@@ -603,6 +606,8 @@ class Host:
         return self.ring.chain(key_id) or ()
 
     def _send(self, end: End, message: Message) -> None:
+        if self.ledger is not None and self.ledger.holds_back(end.peer, message):
+            return
         if isinstance(message, Repair) and end.backlog(Lane.SYNC) > REPAIR_BACKLOG_BYTES:
             bundle = message.bundle
             message = GraftRefused(

@@ -8,6 +8,7 @@ from plumtree_quic.config import PlumtreeConfig, SyncConfig
 from plumtree_quic.messages import (
     Announcement,
     Digest,
+    DigestHashes,
     DigestRow,
     Gossip,
     Graft,
@@ -180,7 +181,7 @@ def test_graft_rate_limit_per_second_grafts_are_served_for_long(rate):
 
 
 def is_answer_wanted(effects):
-    return [digest for digest in sent(effects, Digest) if digest.answer]
+    return [hashes for hashes in sent(effects, DigestHashes) if hashes.answer]
 
 
 @shows_effect_of("sync.enabled")

@@ -10,7 +10,16 @@ from plumtree_quic import wire
 from plumtree_quic.config import PlumtreeConfig
 from plumtree_quic.errors import WireError
 from plumtree_quic.ids import NodeId, member_key
-from plumtree_quic.messages import Digest, Graft, GraftRefused, Hello, IHave, Lane, Prune
+from plumtree_quic.messages import (
+    Digest,
+    DigestHashes,
+    Graft,
+    GraftRefused,
+    Hello,
+    IHave,
+    Lane,
+    Prune,
+)
 from plumtree_quic.net.engine import EngineFailed
 from plumtree_quic.net.framing import FRAME_BYTES_MAX_OF, FrameReader
 from plumtree_quic.proto.plumtree import Plumtree
@@ -154,7 +163,7 @@ def digest(data: bytes) -> None:
                 message = decoders[peer].decode(lane, body)
             except WireError:
                 continue
-            if isinstance(message, IHave | Graft | Prune | GraftRefused | Digest):
+            if isinstance(message, IHave | Graft | Prune | GraftRefused | DigestHashes | Digest):
                 core.receive(peer, message, now)
         due = core.next_deadline()
         if due is not None and due <= now:

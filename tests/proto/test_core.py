@@ -7,19 +7,24 @@ from plumtree_quic.ids import member_key
 from plumtree_quic.messages import (
     Announcement,
     BucketHashes,
+    Digest,
+    DigestHashes,
+    DigestRow,
     Gossip,
     Graft,
     IHave,
     MemberState,
     Records,
+    RecordsWanted,
+    Repair,
     Row,
     Rows,
     Wanted,
 )
 from plumtree_quic.proto import core as core_module
 from plumtree_quic.proto.core import Core
-from plumtree_quic.proto.effects import Deliver, DialSeed, Link, Send, TurnAway, Unlink
-from tests.rigs.broadcast import bundle
+from plumtree_quic.proto.effects import Deliver, DialSeed, Link, Send, Strike, TurnAway, Unlink
+from tests.rigs.broadcast import bundle, key
 from tests.rigs.membership import WALL_MS, address, fact, hello, node_id, record
 
 
@@ -76,6 +81,41 @@ def test_a_bundle_that_waits_for_its_origin_is_dropped_when_trust_changes_and_co
     assert not made.has_seen(early)
     drain(made, 0.1, 10.0)
     assert made.parked_expired == 0
+
+
+def test_rows_of_an_origin_that_is_not_known_yet_park_few_bundles_and_end_well():
+    """Its record takes ten seconds to come; who serves its messages meanwhile is no liar."""
+    made = core()
+    rest = meet(made, "a", 0.0)
+    rest += made.receive(node_id("a"), Digest(()), 0.0)
+    rest += made.receive(node_id("a"), Digest((DigestRow(key("x"), 1, ((1, 300),)),)), 0.1)
+    now, delivered, repairs = 0.1, [], 0
+    while now < 200.0 and len(delivered) < 300:
+        while rest:
+            effect = rest.pop(0)
+            assert not isinstance(effect, Strike)
+            delivered += [effect.bundle.first] if isinstance(effect, Deliver) else []
+            if not isinstance(effect, Send):
+                continue
+            match effect.message:
+                case DigestHashes(round=number):
+                    row = DigestRow(key("x"), 1, ((1, 300),))
+                    rest += made.receive(node_id("a"), Digest((row,), round=number), now)
+                case RecordsWanted() if now >= 10.0:
+                    known = Records((record("x"),))
+                    rest += made.receive(node_id("a"), known, now)
+                case Graft(entries):
+                    for entry in entries:
+                        for first, last in entry.ranges:
+                            for seq in range(first, last + 1):
+                                repairs += 1
+                                repair = Repair(1, bundle(seq, origin="x"))
+                                rest += made.receive(node_id("a"), repair, now)
+                                assert len(made._links[node_id("a")].parked) <= 64
+        now = made.next_deadline()
+        rest += made.advance(now)
+    assert sorted(delivered) == list(range(1, 301))
+    assert repairs < 300 + 64 * 20
 
 
 # --- joining, and room for links ----------------------------------------------------------------

@@ -35,7 +35,7 @@ def test_ranges_and_announcers_are_those_that_a_dictionary_of_ids_would_hold(ste
             for n in ids:
                 model.setdefault(n, set()).add(peer)
         elif kind == "fill":
-            common = missing.fill(STREAM, first, last)
+            common = missing.fill(STREAM, first, last, now, peer)
             expected = set(PEERS)
             for n in ids:
                 expected &= model.pop(n, set())
@@ -53,7 +53,7 @@ def test_ranges_and_announcers_are_those_that_a_dictionary_of_ids_would_hold(ste
         else:
             for gap in missing.due(now):
                 if gap.announcers:
-                    missing.ask(gap, next(iter(gap.announcers)))
+                    missing.ask(gap, next(iter(gap.announcers)), now)
                     missing.schedule(gap, now + missing.wait_s(gap))
                 else:
                     missing.drop(gap)
@@ -73,6 +73,8 @@ def check(missing, model):
         assert missing.announced_ids(peer) == ids
         ranges = sum(1 for g in gaps if g.announcers.get(peer) == DIGEST)
         assert missing.digest_ranges(peer) == ranges
+        ids = sum(g.last - g.first + 1 for g in gaps if g.announcers.get(peer) == DIGEST)
+        assert missing.digest_ids(peer) == ids
     # Nothing waits for ever.
     assert not gaps or missing.next_deadline() is not None
 
@@ -83,7 +85,7 @@ def test_at_most_1000_ids_of_one_peer_and_the_rest_is_left_out():
     assert not announce(missing, (601, 1200), PEERS[0])
     assert missing.announced_ids(PEERS[0]) == ANNOUNCED_IDS_MAX
     assert announce(missing, (601, 1200), PEERS[1])
-    missing.fill(STREAM, 1, 500)
+    missing.fill(STREAM, 1, 500, 0.0)
     assert announce(missing, (1001, 1200), PEERS[0])
 
 
@@ -92,6 +94,32 @@ def test_ranges_out_of_digests_are_not_counted_as_announced():
     assert announce(missing, (1, 100_000), PEERS[0], hop=DIGEST)
     assert missing.announced_ids(PEERS[0]) == 0
     assert missing.digest_ranges(PEERS[0]) == 1
+    assert missing.digest_ids(PEERS[0]) == 100_000
+
+
+def test_a_part_that_was_served_puts_off_when_the_rest_is_asked_for_again():
+    missing = Missing(0.2)
+    announce(missing, (1, 900), PEERS[0], due=0.0)
+    (gap,) = missing.due(0.0)
+    missing.ask(gap, PEERS[0], 0.0)
+    missing.schedule(gap, 0.2)
+    for first in range(1, 300, 3):
+        now = first / 100
+        missing.fill(STREAM, first, first + 2, now, PEERS[0])
+        assert missing.due(now + 0.19) == []
+    # Of another it is none of the doing of who was asked.
+    missing.fill(STREAM, 301, 303, 3.1, PEERS[1])
+    assert missing.next_deadline() == 2.98 + 0.2
+
+
+def test_what_digests_of_a_peer_claim_of_a_stream_can_be_struck_out():
+    missing = Missing(0.2)
+    announce(missing, (1, 9), PEERS[0], hop=DIGEST, due=5.0)
+    announce(missing, (5, 9), PEERS[1], due=5.0)
+    announce(missing, (11, 12), PEERS[0], due=5.0)
+    missing.disbelieve(STREAM, PEERS[0], 1.0)
+    assert [list(gap.announcers) for gap in missing.gaps(STREAM)] == [[], [PEERS[1]], [PEERS[0]]]
+    assert missing.digest_ids(PEERS[0]) == missing.digest_ranges(PEERS[0]) == 0
 
 
 def test_the_wait_doubles_with_each_try_up_to_a_limit():
@@ -118,7 +146,7 @@ def test_refusals_one_by_one_are_due_together():
     for peer in PEERS[:2]:
         announce(missing, (1, 20), peer, due=0.0)
     (gap,) = missing.due(0.0)
-    missing.ask(gap, PEERS[0])
+    missing.ask(gap, PEERS[0], 0.0)
     missing.schedule(gap, 0.2)
     for n in range(5, 21):
         missing.busy(STREAM, n, n, PEERS[0], 0.01)

@@ -9,6 +9,7 @@ from plumtree_quic.config import PlumtreeConfig, SyncConfig
 from plumtree_quic.messages import (
     Announcement,
     Digest,
+    DigestHashes,
     DigestRow,
     Gossip,
     Graft,
@@ -598,7 +599,7 @@ def test_a_range_that_failed_makes_us_ask_somebody_for_a_digest():
     me.receive(P[1], ihave(1), 0.0)
     me.receive(P[1], GraftRefused(ORIGIN, 1, ((1, 1),), RefusedReason.GONE), 0.01)
     effects = me.advance(2.0)
-    assert [d.answer for _, d in sent(effects, Digest)] == [True]
+    assert len(sent(effects, DigestHashes)) == 1
 
 
 def test_when_all_tries_are_used_up_the_announcer_itself_is_asked_for_a_digest():
@@ -606,8 +607,8 @@ def test_when_all_tries_are_used_up_the_announcer_itself_is_asked_for_a_digest()
     me.receive(P[2], ihave(1), 0.0)
     asked = []
     while not asked and (now := me.next_deadline()) is not None and now < 60.0:
-        asked = sent(me.advance(now), Digest)
-    assert [(peer, digest.answer) for peer, digest in asked] == [(P[2], True)]
+        asked = sent(me.advance(now), DigestHashes)
+    assert [peer for peer, _ in asked] == [P[2]]
     # It still holds it: the tries begin again.
     effects = me.receive(P[2], Digest((DigestRow(ORIGIN, 1, ((1, 1),)),)), now)
     assert grafts(effects) == [(P[2], ((1, 1),), False)]
@@ -734,7 +735,7 @@ def test_an_announcement_far_above_what_was_seen_is_left_to_a_digest():
     grow(me)
     me.receive(P[1], ihave(1_000_000), 1.0)
     assert me.stats()["missing_ranges"] == 0
-    assert [peer for peer, _ in sent(me.advance(2.0), Digest)] == [P[1]]
+    assert [peer for peer, _ in sent(me.advance(2.0), DigestHashes)] == [P[1]]
 
 
 # --- links that go down -------------------------------------------------------------------------
@@ -796,11 +797,13 @@ def test_a_new_link_takes_nothing_over_from_the_one_whose_place_it_gets():
     assert announced(me.advance(3.0)) == {P[9]: [(3, 3, 1)], P[8]: [(3, 3, 1)]}
 
 
-def test_a_link_that_comes_up_mid_life_gets_a_digest_and_then_every_announcement():
+def test_a_link_that_comes_up_mid_life_is_compared_with_and_then_gets_every_announcement():
     me = up(2)
     grow(me, count=3)
-    effects = me.link_up(P[5], 1.0)
-    assert sent(effects, Digest) == [(P[5], Digest((DigestRow(ORIGIN, 1, ((1, 3),)),)))]
+    ((peer, hashes),) = sent(me.link_up(P[5], 1.0), DigestHashes)
+    assert (peer, hashes.answer, hashes.joins) == (P[5], False, False)
+    effects = me.receive(P[5], DigestHashes(bytes(2048), round=9), 1.0)
+    assert sent(effects, Digest) == [(P[5], Digest((DigestRow(ORIGIN, 1, ((1, 3),)),), round=9))]
     assert P[5] not in pushed_to(me.receive(P[0], gossip(4), 1.0))
     assert announced(me.advance(2.0)) == {P[5]: [(4, 4, 1)]}
 
@@ -1400,7 +1403,12 @@ def test_our_own_digest_is_paged_so_that_each_page_fits_a_frame():
     me = up(1)
     for n in range(3000):
         me.receive(P[0], gossip(1, origin=f"o{n}"), 0.0)
-    pages = [d for _, d in sent(me.link_up(P[1], 1.0), Digest)]
+    me.link_up(P[1], 1.0)
+    pages, now = [d for _, d in sent(me.receive(P[1], Digest((), answer=True), 1.0), Digest)], 1.0
+    while not pages[-1].last:
+        now = me.next_deadline()
+        pages += [d for _, d in sent(me.advance(now), Digest)]
+    assert now < 2.0
     assert sum(len(d.rows) for d in pages) == 3000
     assert [d.last for d in pages] == [False] * (len(pages) - 1) + [True]
     assert len(pages) > 1
@@ -1415,7 +1423,7 @@ def test_sync_interval_is_how_often_a_random_link_is_compared_with(interval):
     asked = []
     while me.next_deadline() < 1000.0:
         now = me.next_deadline()
-        asked += [(now, peer) for peer, d in sent(me.advance(now), Digest) if d.answer]
+        asked += [(now, peer) for peer, d in sent(me.advance(now), DigestHashes) if d.answer]
         me.rebalance()
     assert 1000 / interval * 0.8 <= len(asked) <= 1000 / interval * 1.25
     assert len({peer for _, peer in asked}) > 1

@@ -12,6 +12,7 @@ from plumtree_quic.messages import (
     Announcement,
     Bundle,
     Digest,
+    DigestRow,
     Facts,
     Gossip,
     Graft,
@@ -19,6 +20,7 @@ from plumtree_quic.messages import (
     IHave,
     MemberState,
     Records,
+    RefusedReason,
     Repair,
 )
 from plumtree_quic.security.signatures import Kind, fact_kind
@@ -63,6 +65,23 @@ class Liar:
                     end.send(each)
 
         self.host._send = lie
+
+    def claim_in_digests(self, answer):
+        """From now on every digest that it sends claims all that there will ever be of everybody.
+
+        answer: what becomes of its Repair or GraftRefused: a list of messages.
+        """
+
+        def change(message):
+            if isinstance(message, Digest):
+                streams = [
+                    (member_key(host.id), host.epoch) for host in self.cluster.hosts.values()
+                ]
+                rows = tuple(DigestRow(key, epoch, ((1, 1 << 40),)) for key, epoch in streams)
+                return [attrs.evolve(message, rows=rows, past=False)]
+            return answer(message) if isinstance(message, Repair | GraftRefused) else [message]
+
+        self.twist(change)
 
     def dawdle(self, seconds):
         """From now on what it pushes leaves later; all else, announcements too, leaves at once.
@@ -159,6 +178,31 @@ def claim_to_hold_everything(message):
     return [message]
 
 
+def say_busy(message):
+    """For `claim_in_digests`: it is too busy to serve, for ever."""
+    match message:
+        case Repair(bundle=bundle):
+            ranges = ((bundle.first, bundle.last),)
+            return [GraftRefused(bundle.origin, bundle.epoch, ranges, RefusedReason.BUSY)]
+        case _:
+            return [attrs.evolve(message, reason=RefusedReason.BUSY)]
+
+
+def say_nothing(message):
+    """For `claim_in_digests`: no graft is answered."""
+    return []
+
+
+def say_gone(message):
+    """For `claim_in_digests`: it never had any of it."""
+    match message:
+        case Repair(bundle=bundle):
+            ranges = ((bundle.first, bundle.last),)
+            return [GraftRefused(bundle.origin, bundle.epoch, ranges, RefusedReason.GONE)]
+        case _:
+            return [message]
+
+
 def answer_with_garbage(message):
     """For `twist`: grafts are answered, with altered bodies; nothing is pushed."""
     if isinstance(message, Gossip):
@@ -176,6 +220,9 @@ __all__ = [
     "altered",
     "answer_with_garbage",
     "claim_to_hold_everything",
+    "say_busy",
+    "say_gone",
+    "say_nothing",
     "sim_id",
     "withhold",
 ]

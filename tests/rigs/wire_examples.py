@@ -17,6 +17,7 @@ from plumtree_quic.messages import (
     CertificatesWanted,
     Credit,
     Digest,
+    DigestHashes,
     DigestRow,
     Direct,
     DirectKind,
@@ -148,6 +149,14 @@ STREAMS: dict[str, tuple[Message, ...]] = {
         ),
         Digest((DigestRow(KEY_A, EPOCH, ((45, 45),)),), last=True, answer=True),
         Digest(()),
+    ),
+    "pages of a digest": (
+        Digest((DigestRow(KEY_B, EPOCH, ((1, 39),)),), last=False, past=True, round=1),
+        Digest((), round=31),
+    ),
+    "digest hashes": (
+        DigestHashes(bytes(range(256)) * 8, round=1, joins=True),
+        DigestHashes(bytes(2_048), round=31, answer=True),
     ),
     "bucket hashes": (BucketHashes(bytes(range(256)) * 8),),
     "rows": (

@@ -12,6 +12,7 @@ from plumtree_quic.messages import (
     Certificates,
     CertificatesWanted,
     Digest,
+    DigestHashes,
     DigestRow,
     Facts,
     Gossip,
@@ -459,7 +460,12 @@ def test_who_may_not_relay_speaks_for_itself_alone(rig):
     mine, yours = (Announcement(member_key(node), 1, 1, 1, 0) for node in (B, A))
     assert rig.gate.admit(B, IHave((mine, yours)), 0.0).messages == [IHave((mine,))]
     rows = tuple(DigestRow(member_key(node), 1, ((1, 1),)) for node in (A, B))
-    assert rig.gate.admit(B, Digest(rows), 0.0).messages == [Digest(rows[1:])]
+    for page in (Digest(rows, round=7), Digest(rows, last=False, past=True)):
+        out = rig.gate.admit(B, page, 0.0)
+        assert out.messages == [attrs.evolve(page, rows=rows[1:])]
+    # Hashes only ask: what it is told, it may know.
+    hashes = DigestHashes(bytes(2_048), round=1)
+    assert rig.gate.admit(B, hashes, 0.0).messages == [hashes]
     # Membership is everybody's business.
     facts = Facts((rig.fact(A),))
     assert rig.gate.admit(B, facts, 0.0).messages == [facts]

@@ -7,12 +7,13 @@ can still do is on the written list in docs/security.md, and has its bound here.
 
 import pytest
 
-from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.config import PlumtreeConfig, SyncConfig
 from plumtree_quic.ids import member_key
 from plumtree_quic.messages import (
     Announcement,
     Facts,
     Gossip,
+    Graft,
     IHave,
     MemberState,
     Ping,
@@ -29,6 +30,9 @@ from tests.rigs.byzantine import (
     altered,
     answer_with_garbage,
     claim_to_hold_everything,
+    say_busy,
+    say_gone,
+    say_nothing,
     sim_id,
     withhold,
 )
@@ -359,6 +363,40 @@ def test_who_greets_a_joiner_first_does_not_choose_what_it_never_hears(scene):
     assert cluster.run(30.0, cluster.agreed)
     cluster.run(10.0)
     publish_and_settle(cluster, ["n000", VICTIM, "n001"], 5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "struck"), [(say_nothing, True), (say_busy, True), (say_gone, False)]
+)
+@pytest.mark.parametrize("size", SIZES, ids=["mesh", "rings"])
+def test_claims_in_digests_that_are_not_kept_cost_little_and_hide_nothing(size, answer, struck):
+    """It claims all that there will ever be, whenever anybody compares with it."""
+    config = PlumtreeConfig.lan(sync=SyncConfig(sync_interval=2.0))
+    cluster = Cluster(config=config, seed=size)
+    cluster.ready(size)
+    liar = Liar(cluster, LIAR)
+    asked = []
+    take = liar.host._take
+
+    def note(end, message, now):
+        if isinstance(message, Graft):
+            asked.append(now)
+        take(end, message, now)
+
+    liar.host._take = note
+    liar.claim_in_digests(answer)
+    publish_and_settle(cluster, ["n000", VICTIM, "n001"], 5)
+    cluster.run(100.0)
+    publish_and_settle(cluster, ["n000", VICTIM, "n001"], 5)
+    cluster.run(100.0)
+    links = len(liar.host.links)
+    strikes = [strike for host in honest(cluster) for strike in host.strikes]
+    assert {strike.peer for strike in strikes} <= {liar.id}
+    assert len(strikes) >= links / 2 if struck else not strikes
+    # What it claims is asked for until it is known to be untrue, and then no more; what it says to
+    # be gone, never again.
+    assert len(asked) <= 300 * links, len(asked)
+    assert len([at for at in asked if at > cluster.time.now - 80.0]) <= (0 if struck else links)
 
 
 def test_two_bundles_under_one_number_are_told_with_their_proof_and_the_first_stands(scene):

@@ -16,7 +16,8 @@ from plumtree_quic.messages import (
     Records,
 )
 from plumtree_quic.net import framing
-from plumtree_quic.proto import plumtree, swim
+from plumtree_quic.proto import swim
+from plumtree_quic.proto import sync as anti_entropy
 from plumtree_quic.security import gate
 from tests.rigs.wire_examples import ALIVE, BUNDLE, EPOCH, KEY_A, KEY_B, RECORD, frames, read
 
@@ -308,6 +309,6 @@ def test_what_a_node_writes_in_one_frame_is_within_what_the_lane_takes():
     assert control > wire.CERTIFICATES_FRAME_BYTES_MAX
     assert 2 * wire.RECORD_BYTES_MAX < wire.HELLO_BYTES_MAX < control
     assert swim.RECORDS_BYTES_MAX < wire.RECORDS_FRAME_BYTES_MAX < sync
-    assert sync > plumtree.DIGEST_BYTES_MAX
+    assert sync > anti_entropy.PAGE_OF_ROWS_BYTES
     row_bytes = 16 + 9 + 9 + 3
     assert swim.ROWS_PER_FRAME_MAX * row_bytes + 300 < sync

@@ -10,6 +10,7 @@ from plumtree_quic import wire
 from plumtree_quic.errors import ConfigError, WireError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import (
+    DIGEST_ROUND_MAX,
     Ack,
     Announcement,
     BucketHashes,
@@ -18,6 +19,7 @@ from plumtree_quic.messages import (
     Compression,
     Credit,
     Digest,
+    DigestHashes,
     DigestRow,
     Direct,
     DirectKind,
@@ -162,7 +164,19 @@ MESSAGES = {
     Gossip: st.builds(Gossip, hops, bundles),
     Repair: st.builds(Repair, hops, bundles),
     Digest: st.builds(
-        Digest, st.lists(digest_rows, max_size=6).map(tuple), st.booleans(), st.booleans()
+        Digest,
+        st.lists(digest_rows, max_size=6).map(tuple),
+        st.booleans(),
+        st.booleans(),
+        st.booleans(),
+        st.integers(0, DIGEST_ROUND_MAX),
+    ),
+    DigestHashes: st.builds(
+        DigestHashes,
+        st.binary(min_size=2_048, max_size=2_048),
+        st.integers(0, DIGEST_ROUND_MAX),
+        st.booleans(),
+        st.booleans(),
     ),
     BucketHashes: st.binary(min_size=2_048, max_size=2_048).map(BucketHashes),
     Rows: st.builds(
