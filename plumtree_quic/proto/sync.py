@@ -72,6 +72,8 @@ PAGE_IDS_MAX = 4_096
 # Of whom a claim was proved untrue; whose bundles came and could not be used (a guess).
 DISBELIEVED_S = 600.0
 UNUSABLE_S = 60.0
+# Asking again is cheap, and soon; an accusation waits, for a disk may be slow. A guess.
+PAGE_TIMEOUT_S = 5.0
 UNANSWERED_MAX = 2
 FRUITLESS_MAX = 3
 # Rows in doubt at a time, before all others of the peer wait. A guess.
@@ -663,11 +665,12 @@ class Sync:
     def unanswered(self, peer: NodeId, key: StreamKey, run: Range, now: float) -> None:
         """`peer` claimed `run` in a row, was asked for it, and its time is over.
 
-        What was asked at once, or nearly, ends together and counts once.
+        What ends within one page time-out counts once.
         """
         link = self._links[peer]
         trouble = self._trouble(link, key)
-        if now - trouble.unanswered_at < self._timeout_s:
+        wait_s = self._timeout_s if trouble.came else max(PAGE_TIMEOUT_S, self._timeout_s)
+        if now - trouble.unanswered_at < wait_s:
             return
         trouble.unanswered_at = now
         if trouble.came:

@@ -388,7 +388,7 @@ def test_claims_in_digests_that_are_not_kept_cost_little_and_hide_nothing(size, 
     publish_and_settle(cluster, ["n000", VICTIM, "n001"], 5)
     cluster.run(100.0)
     publish_and_settle(cluster, ["n000", VICTIM, "n001"], 5)
-    cluster.run(100.0)
+    cluster.run(250.0)
     links = len(liar.host.links)
     strikes = [strike for host in honest(cluster) for strike in host.strikes]
     assert {strike.peer for strike in strikes} <= {liar.id}
