@@ -232,9 +232,9 @@ def test_f05_more_items_than_a_frame_may_hold_are_refused():
     refused(0x02, b"\x00\x00" * 8)
     refused(0x43, bytes(2_047))
     refused(0x43, bytes(2_049))
-    refused(0x47, b"")
-    refused(0x47, bytes(2_048))
-    refused(0x47, bytes(2_050))
+    refused(0x14, b"")
+    refused(0x14, bytes(2_048))
+    refused(0x14, bytes(2_050))
     with pytest.raises(WireError):
         wire.decode_datagram(b"\x71" + bytes(8) + msgpack.packb((ALIVE.raw,) * 33))
     for index, value in ((3, ("a:1",) * 9), (7, (b"c",) * 5)):
