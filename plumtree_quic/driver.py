@@ -593,13 +593,15 @@ class Driver:
         return len(self._congested) * 2 <= len(self._endpoint.links())
 
     async def wait_egress(self) -> None:
-        """Wait until there is room again, at most BLOCKED_S (then we announce instead)."""
+        """Wait until there is room again: on links at most BLOCKED_S, for then we announce instead;
+        on a disk that is behind for as long as it takes.
+        """
         deadline = self._loop.time() + BLOCKED_S
         while not self.closed and not self.egress_open:
             remaining = deadline - self._loop.time()
-            if remaining <= 0:
+            if remaining <= 0 and not self._is_full:
                 return
-            await self._wait(self._egress_waiters, remaining)
+            await self._wait(self._egress_waiters, max(remaining, BLOCKED_S))
 
     def accept(self, topic: str, payload: bytes) -> tuple[int, bool]:
         """Number one message. Returns its seq, and whether a bundle became full with it."""

@@ -14,12 +14,12 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, get_args, overload
+from typing import Literal, Self, TypeVar, get_args, overload
 
 import attrs
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -91,6 +91,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("plumtree_quic")
+
+_T = TypeVar("_T")
 
 EVENTS_MAX = 1_024
 # How often held-back messages are looked at: far below what is waited for, far above a loop's turn.
@@ -751,12 +753,20 @@ class Node:
 
     # --- messages -------------------------------------------------------------------------------
 
-    async def broadcast(self, payload: bytes, topic: str = "") -> Receipt:
+    async def broadcast(
+        self,
+        payload: bytes,
+        topic: str = "",
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> Receipt:
         """Send `payload` (bytes, at most max_message_size) to every member.
 
         Suspends while our links have no room, once for every full bundle, and with a durable store
         until that has the message; many at a time share one write. When it returns, the message is
         numbered and queued to our eager peers; it is never dropped.
+
+        timeout: seconds to wait at most, for room and for the store; None: as long as it takes.
 
         Raises:
             MessageTooLarge: nothing was sent.
@@ -764,6 +774,8 @@ class Node:
             ConfigError: the topic is longer than 255 bytes or holds control characters.
             NotAllowed: the policy does not let this node publish under `topic`.
             StoreError: the store cannot be written just now; nothing was sent.
+            TimeoutError: not accepted within `timeout` seconds. The message says whether nothing
+                was sent, or it is on its way and not yet in the store.
         """
         driver = self._accepting()
         if self._store is not None and self._store.failing:
@@ -784,13 +796,15 @@ class Node:
             )
         if topic:
             _check_topic(topic)
+        deadline = None if timeout is None else time.monotonic() + timeout
         if not driver.egress_open:
-            await driver.wait_egress()
+            await _in_time(driver.wait_egress(), deadline, "there was no room; nothing was sent")
             driver = self._accepting()
         seq, full = driver.accept(topic, bytes(payload))
         receipt = Receipt(MessageId(self.id, driver.epoch, seq))
         if self._store is not None and self._store.durable:
-            if not await driver.wait_accepted(seq):
+            said = f"message {seq} is on its way, and not yet in the store"
+            if not await _in_time(driver.wait_accepted(seq), deadline, said):
                 raise NodeClosed("the node was shut down before the broadcast was in its store")
             return receipt
         if full:
@@ -1465,6 +1479,16 @@ class Node:
 
 def _overrides(delegate: Delegate | None, name: str) -> bool:
     return delegate is not None and getattr(type(delegate), name) is not getattr(Delegate, name)
+
+
+async def _in_time(waiting: Awaitable[_T], deadline: float | None, said: str) -> _T:
+    """Await it until `deadline` (monotonic), and say what is then the case."""
+    left_s = None if deadline is None else deadline - time.monotonic()
+    try:
+        async with asyncio.timeout(left_s):
+            return await waiting
+    except TimeoutError:
+        raise TimeoutError(said)
 
 
 def _make_store(config: StorageConfig, state_dir: Path | None) -> MessageStore:

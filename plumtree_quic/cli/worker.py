@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from plumtree_quic.config import PlumtreeConfig
+from plumtree_quic.config import PlumtreeConfig, StorageConfig
 from plumtree_quic.errors import PlumtreeError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import Bundle
@@ -101,13 +101,16 @@ class _Worker(Delegate):
         quic = QuicConfig(cert_path=options["cert"], key_path=options["key"], ca_path=options["ca"])
         preset = options.get("preset", "lan")
         make = PlumtreeConfig if preset == "default" else getattr(PlumtreeConfig, preset)
-        config = make(**options.get("config", {}))
+        config = make(
+            storage=StorageConfig(**options.get("storage", {})), **options.get("config", {})
+        )
         self.node = Node(
             quic,
             config,
             listen=options.get("listen", "127.0.0.1:0"),
             advertise=options.get("advertise"),
             delegate=self,
+            state_dir=options.get("state_dir"),
         )
         self.tally: _Tally | None = None
         self.tasks: list[asyncio.Task[None]] = []

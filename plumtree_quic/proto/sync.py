@@ -17,10 +17,10 @@ catching up. A liar cannot raise it, for that takes the origin's signature.)
 
 Whom to believe. A row is a hint. `gone` corrects it for as long as the link lives, and is no
 offence. Who neither serves nor refuses twice is sent hashes again, on the lane of the grafts and so
-behind them; its answer travels on the lane of the bundles, behind all that it would have served. If it claims the same again, it has lied: a
-strike, and its row is not believed for DISBELIEVED_S. Silence alone, slowness and loss prove
-nothing. "Busy" puts off; who says nothing else for BUSY_S is struck as well, and none of its rows
-is believed until it serves something.
+behind them; its answer travels on the lane of the bundles, behind all that it would have served. If
+it claims the same again, it has lied: a strike, and its row is not believed for DISBELIEVED_S.
+Silence alone, slowness and loss prove nothing. "Busy" puts off; who says nothing else for BUSY_S is
+struck as well, and none of its rows is believed until it serves something.
 
 Who joins says so with its first hashes: it has no history, and takes what the other has seen as
 before its time; so it is told what the other has seen and cannot serve, too.

@@ -273,9 +273,16 @@ async def test_a_disk_that_is_behind_holds_links_and_broadcasts_back(pki, tmp_pa
             assert any("disk is full" in reason for reason in b.health().reasons)
             with pytest.raises(StoreError, match="disk is full"):
                 await b.broadcast(b"x")
+            # As if it had not failed yet, and were only slow.
+            monkeypatch.setattr(store, "failing", "")
+            with pytest.raises(TimeoutError, match="nothing was sent"):
+                await b.broadcast(b"x", timeout=0.01)
+            monkeypatch.setattr(b._driver, "_is_full", False)
+            with pytest.raises(TimeoutError, match="message 1 is on its way, and not yet in the"):
+                await b.broadcast(b"1", timeout=0.01)
             broken.clear()
             assert texts(await read(messages, 200)) == list(range(200))
-            await b.broadcast(b"x")
+            assert (await b.broadcast(b"x")).id.seq == 2
             assert b.stats()["messages_delivered"] == 200
 
 
