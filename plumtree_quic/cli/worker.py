@@ -22,7 +22,7 @@ from plumtree_quic.config import PlumtreeConfig, StorageConfig
 from plumtree_quic.errors import PlumtreeError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import Bundle
-from plumtree_quic.node import Delegate, Message, Node
+from plumtree_quic.node import Delegate, Message, Node, Subscription
 from plumtree_quic.security.credentials import QuicConfig
 
 __all__ = ["STAMP_BYTES", "bucket_of", "main", "ranges_of", "value_of"]
@@ -114,6 +114,7 @@ class _Worker(Delegate):
         )
         self.tally: _Tally | None = None
         self.tasks: list[asyncio.Task[None]] = []
+        self.stuck: list[Subscription] = []
         self.cpu_at_start = 0.0
         self.done_told = False
         self.spawned_at = time.monotonic()
@@ -186,6 +187,11 @@ class _Worker(Delegate):
                 self._tell_when_done()
             case "publish":
                 self.tasks.append(asyncio.create_task(self._publish(request)))
+            case "stick":
+                # An application that subscribes and never reads.
+                stuck = node.subscribe(buffer=request["buffer"], when_full=request["when_full"])
+                self.stuck.append(stuck)
+                self.tell("stuck")
             case "report":
                 self._report()
             case "received":

@@ -587,7 +587,7 @@ class Core:
 
     def _look_at_expected(self, until: float, now: float) -> list[Effect]:
         """Once all whom rows named are known, the overlay rests on what is known alone."""
-        if self._swim.unmet() and now < until:
+        if self._swim.awaits_records and now < until:
             return []
         self._expecting_until = None
         effects = self._settle(self._overlay.expect(0, now), now)

@@ -335,9 +335,17 @@ class Swim:
 
     def unmet(self) -> int:
         """How many members we have heard of whose records are not here yet."""
-        return len(self._hints) + sum(
-            len(link.queue) + len(link.asked) for link in self._links.values()
-        )
+        # One may be asked of several links, or have come by another way meanwhile: counted twice, a
+        # cluster of 16 would be held for a larger one, and be no mesh for as long as it lives.
+        unmet = dict.fromkeys(self._hints)
+        for link in self._links.values():
+            unmet |= dict.fromkeys((*link.queue, *link.asked))
+        return sum(self.table.record_of(key) is None for key in unmet)
+
+    @property
+    def awaits_records(self) -> bool:
+        """Whether records that were asked for, or are to be, are not here yet."""
+        return bool(self._hints) or any(link.queue or link.asked for link in self._links.values())
 
     def has_met(self, peer: NodeId) -> bool:
         """Whether tables were compared with `peer`, and what was asked of it for that is here."""

@@ -231,6 +231,18 @@ def joiner(*names, near):
 STRANGERS = [f"n{number:02}" for number in range(60)]
 
 
+def test_whom_several_links_are_asked_for_or_who_is_met_by_now_counts_once_or_not_at_all():
+    rig = joiner("n01", "n02", near=("n01",))
+    assert rig.swim.unmet() == 2
+    rig.link("n03")
+    rig.swim._links[node_id("n03")].queue[key("n01")] = True
+    rig.swim._links[node_id("n03")].asked[key("n02")] = 5.0
+    assert rig.swim.unmet() == 2
+    rig.link("n01")
+    assert rig.swim.unmet() == 1
+    assert rig.swim.awaits_records
+
+
 def test_a_joiner_asks_a_seed_for_its_neighbours_and_its_neighbours_for_the_rest():
     rig = joiner(*STRANGERS, near=("n03", "n05"))
     (wanted,) = sent(rig.flush(), RecordsWanted)

@@ -219,7 +219,7 @@ ALSO = (
         "return False",
     ),
     (_CORE, "if self._overlay.wants(peer) or peer in self._links:", "if False:"),
-    (_CORE, "if self._swim.unmet() and now < until:", "if self._swim.unmet():"),
+    (_CORE, "if self._swim.awaits_records and now < until:", "if self._swim.awaits_records:"),
     (_CORE, "if self._held and link.dialled is not None:", "if link.dialled is not None:"),
     (_HEALTH, "if now - self._refuted_at >= self._interval_s:", "if True:"),
     (_HEALTH, "min(SCORE_MAX, self.score + points)", "self.score + points"),
