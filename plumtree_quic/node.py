@@ -43,6 +43,7 @@ from plumtree_quic.errors import (
 )
 from plumtree_quic.ids import MessageId, NodeId, member_key
 from plumtree_quic.intervals import Intervals
+from plumtree_quic.losses import Loss, LossWatch
 from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
 from plumtree_quic.net.selftest import self_test
 from plumtree_quic.net.udp import parse_address
@@ -81,6 +82,7 @@ __all__ = [
     "Gap",
     "Health",
     "HealthStatus",
+    "Loss",
     "Member",
     "Message",
     "Node",
@@ -214,6 +216,11 @@ class Delegate:
     def on_graft_failed(self, origin: NodeId | None) -> None:
         """Nobody served a range of this origin; anti-entropy goes on with it."""
 
+    def on_loss(self, loss: Loss) -> None:
+        """Something was not delivered, or was put off; `Loss.reason` names the counter. Told within
+        a second, and of one reason every 10 s at most.
+        """
+
     def on_security_event(self, kind: str, fields: Mapping[str, object]) -> None:
         """A refusal, a strike, a conflict. All peer text in `fields` is escaped."""
 
@@ -319,6 +326,7 @@ class Node:
         # Up to where each name was handed messages in this life, and what a former life had got.
         self._handed_to: dict[str, int] = {}
         self._recovered_at = self._handed_at = 1
+        self._losses = LossWatch()
         # What subscriptions that have ended had counted.
         self._order_gaps = self._order_late = self._dropped = self._overflows = 0
         self._settling: asyncio.TimerHandle | None = None
@@ -486,12 +494,27 @@ class Node:
             for catching in tuple(self._catching):
                 # A disk that could not be read may be readable now.
                 catching.pull()
+            self._tell_losses()
             try:
                 self._look_at_files()
             except Exception:
                 logger.exception(
                     "looking at the credentials failed; going on", extra={"event": "node.error"}
                 )
+
+    def _tell_losses(self) -> None:
+        """Whatever was lost in the last second, or put off: an event, a call, a line in the log."""
+        for loss in self._losses.look(self.stats(), time.monotonic()):
+            logger.log(
+                logging.WARNING if loss.is_final else logging.INFO,
+                "%s (%d)",
+                loss.what,
+                loss.count,
+                extra={"event": "loss", "reason": loss.reason, "count": loss.count},
+            )
+            if self._delegate is not None:
+                self._call("on_loss", loss)
+            self._publish(ClusterEvent("on_loss", None, time.monotonic(), attrs.asdict(loss)))
 
     def _look_at_files(self) -> None:
         """Take what is good there; what is still wrong at the next look is told, once."""
