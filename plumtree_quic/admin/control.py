@@ -168,11 +168,14 @@ class ControlServer:
     def _subscription(self, request: dict[str, Any]) -> Subscription | OrderedSubscription:
         topic, order = request.get("topic"), request.get("order", "unordered")
         wanted = str(topic) if topic is not None else None
+        since = request.get("since")
+        at = float(since) if since is not None else None
+        buffer = _SUBSCRIPTION_MESSAGES_MAX
         if order == "fifo":
-            return self._node.subscribe(wanted, buffer=_SUBSCRIPTION_MESSAGES_MAX, order="fifo")
+            return self._node.subscribe(wanted, buffer=buffer, order="fifo", since=at)
         if order != "unordered":
             raise ValueError(f"unknown order {order!r}")
-        return self._node.subscribe(wanted, buffer=_SUBSCRIPTION_MESSAGES_MAX)
+        return self._node.subscribe(wanted, buffer=buffer, since=at)
 
 
 def status(node: Node) -> dict[str, Any]:
@@ -221,17 +224,20 @@ def ask(path: Path, request: dict[str, Any], *, timeout_s: float = 30.0) -> dict
             return _checked(_read(lines.readline, path))
 
 
-def stream(path: Path, topic: str | None, order: str = "unordered") -> Iterator[dict[str, Any]]:
+def stream(
+    path: Path, topic: str | None, order: str = "unordered", since: float | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield messages that a running node delivers, until it goes away.
 
     order: "fifo" for each sender's in order; what did not come in time is an object with ``gap``.
+    since: also what was broadcast from then on, in seconds since 1970; 0: all there is.
 
     Raises:
         LinkError: no node serves `path`.
         PlumtreeError: the node ended it, for one because this reader fell behind.
     """
     with _connect(path, None) as connection:
-        _send(connection, {"op": "subscribe", "topic": topic, "order": order})
+        _send(connection, {"op": "subscribe", "topic": topic, "order": order, "since": since})
         with connection.makefile("rb") as lines:
             _checked(_read(lines.readline, path))
             for line in lines:

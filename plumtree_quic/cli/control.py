@@ -3,6 +3,7 @@
 import base64
 import json
 import sys
+import time
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from plumtree_quic.admin.control import ask, socket_path, stream
+from plumtree_quic.config import parse_duration
 from plumtree_quic.errors import LinkError, MessageTooLarge
 from plumtree_quic.wire import PAYLOAD_BYTES_MAX
 
@@ -54,8 +56,19 @@ def publish(state_dir: str, topic: str, message: str | None) -> None:
 @click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a message.")
 @click.option("--fifo", is_flag=True, help="Each sender's messages in order; gaps are told.")
+@click.option(
+    "--since",
+    "ago",
+    metavar="DURATION",
+    help="Also what was broadcast in the last 30s, 10m, 2h ..., out of stores; all: all there is.",
+)
 def subscribe(
-    state_dir: str, topic: str | None, count: int | None, as_json: bool, fifo: bool
+    state_dir: str,
+    topic: str | None,
+    count: int | None,
+    as_json: bool,
+    fifo: bool,
+    ago: str | None,
 ) -> None:
     """Print what the node delivers from now on, until the node ends.
 
@@ -63,7 +76,10 @@ def subscribe(
     """
     received = 0
     order = "fifo" if fifo else "unordered"
-    for message in stream(socket_path(state_dir), topic, order):
+    since = None
+    if ago is not None:
+        since = 0.0 if ago == "all" else max(0.0, time.time() - parse_duration(ago))
+    for message in stream(socket_path(state_dir), topic, order, since):
         gap = message.get("gap")
         received += gap is None
         if as_json:
