@@ -64,6 +64,7 @@ class CatchUp:
         read: the messages of a bundle.
         clock: monotonic seconds, as the reader counts them.
         when_safe: told a ticket of the store, is done when that is safe.
+        check: raises when the node has ended, and nothing can be noted any more.
         taken: called when the reader was given something.
     """
 
@@ -78,6 +79,7 @@ class CatchUp:
         read: Callable[[Kept], list[Message]],
         clock: Callable[[], float],
         when_safe: Callable[[int], Awaitable[None]],
+        check: Callable[[], object] = lambda: None,
         taken: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
@@ -91,6 +93,7 @@ class CatchUp:
         self._read = read
         self._clock = clock
         self._when_safe = when_safe
+        self._check = check
         self._taken = taken
         self._reading = False
         reader.on_room = self.pull
@@ -135,15 +138,12 @@ class CatchUp:
         for kept in page.kept:
             if not self.reader.is_open or not self._has_room(kept):
                 break
-            if kept.at > self._next_at and self._begun:
-                self._on_lost(kept.at)
-            elif kept.next_at > self._next_at:
+            if kept.at > self._next_at:
+                self._pass_over(kept.at)
+            if kept.next_at > self._next_at and self.reader.is_open:
                 self._take(kept)
         if not page.kept and not page.more and self._next_at < self._handed_at():
-            if self._begun:
-                self._on_lost(self._handed_at())
-            else:
-                self._next_at = self._handed_at()
+            self._pass_over(self._handed_at())
         if self._store.durable and self._next_at != before:
             # Called by the store, and not out of `pull`.
             self.pull()
@@ -151,9 +151,13 @@ class CatchUp:
     def _has_room(self, kept: Kept) -> bool:
         return self.reader.has_room(kept.bundle.count)
 
-    def _on_lost(self, until: int) -> None:
-        """The store has let go what this reader had not had: it is told, and not left to guess."""
+    def _pass_over(self, until: int) -> None:
+        """The store holds nothing before `until` any more: the reader is told of what it had not
+        done with, and not left to guess.
+        """
         first, self._next_at = self._next_at, until
+        if not self._begun or self._place.acked.covers(first, until - 1):
+            return
         if self.name:
             self._store.acknowledge(self.name, first, until - 1)
         self.reader.fail(
@@ -205,5 +209,6 @@ class CatchUp:
         return out
 
     def _acknowledge(self, at: int) -> Awaitable[None]:
+        self._check()
         self._place.acked.add(at, at)
         return self._when_safe(self._store.acknowledge(self.name, at, at))

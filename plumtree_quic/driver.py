@@ -21,7 +21,7 @@ from cryptography import x509
 from plumtree_quic import wire
 from plumtree_quic.clocks import Clocks, Jump
 from plumtree_quic.config import PlumtreeConfig
-from plumtree_quic.errors import ConfigError, LinkError, PlumtreeError, WireError
+from plumtree_quic.errors import ConfigError, LinkError, NodeClosed, PlumtreeError, WireError
 from plumtree_quic.ids import MemberKey, NodeId, member_key
 from plumtree_quic.ledger import LEDGER_EFFECTS, Ledger
 from plumtree_quic.messages import (
@@ -238,6 +238,7 @@ class Driver:
         self._expire_at = 0.0
         # Broadcasts up to this number are safe; who waits for more of them.
         self._safe_seq = 0
+        self._unsafe: dict[asyncio.Future[None], None] = {}
         self._safe_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._signer: Signer | None = None
         self._ring: KeyRing | None = None
@@ -682,8 +683,26 @@ class Driver:
         """Be told when what the store was told under this ticket is safe."""
         safe: asyncio.Future[None] = self._loop.create_future()
         assert self._ledger is not None
-        self._ledger.after(ticket, lambda: None if safe.done() else safe.set_result(None))
+
+        def done() -> None:
+            self._unsafe.pop(safe, None)
+            if not safe.done():
+                safe.set_result(None)
+
+        self._unsafe[safe] = None
+        self._ledger.after(ticket, done)
         return safe
+
+    def give_up(self) -> None:
+        """The store is closed: what is not safe by now will not be. Who waits for it is told."""
+        for safe in self._unsafe:
+            if not safe.done():
+                safe.set_exception(
+                    NodeClosed("the node was shut down before that was in its store")
+                )
+                # Most who acknowledge do not await it.
+                safe.exception()
+        self._unsafe.clear()
 
     def settle_order(self, reader: OrderedSubscription) -> None:
         """Let an ordered reader look at what it holds back; it has all that was handed over."""

@@ -116,7 +116,8 @@ class Ledger:
     def recover(self, recovered: Recovered) -> None:
         """Tell a core that has just been made what a former life left."""
         core = self._core()
-        for stream in recovered.streams:
+        # The oldest epochs first: as they were met, and as they are forgotten.
+        for stream in sorted(recovered.streams, key=lambda each: each.key[1]):
             for effect in core.recover(stream.key, stream.seen, stream.floor, stream.held):
                 self.note(effect)  # type: ignore[arg-type]
         if recovered.joined:

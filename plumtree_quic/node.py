@@ -416,7 +416,29 @@ class Node:
             raise LocalProtocolError(f"this node is {self._state}; make a new Node to start again")
         self_test()
         recovered = await self._open_store()
-        driver = Driver(
+        try:
+            driver = self._make_driver(recovered)
+            driver.start()
+        except BaseException:
+            if self._store is not None:
+                await asyncio.to_thread(self._store.close)
+            raise
+        self._driver = driver
+        self._state = "running"
+        if self._peer_file is not None:
+            self._kept_peers = self._peer_file.read()
+            driver.remember([(peer.node_id, peer.addresses) for peer in self._kept_peers])
+            self._keeper = asyncio.get_running_loop().create_task(self._keep_peers(self._peer_file))
+        self._generation = self._quic.credentials.generation
+        self._watcher = asyncio.get_running_loop().create_task(self._watch_files())
+        for problem in self._quic.credentials.revocation.problems:
+            self._security_event("crl.unusable", {"reason": problem})
+        self._tell_stale_lists()
+        self._tell_own_revocation()
+        logger.info("node %s listens on %s", self.id, self.address, extra={"event": "node.started"})
+
+    def _make_driver(self, recovered: Recovered) -> Driver:
+        return Driver(
             self._quic,
             self.config,
             listen=self._listen,
@@ -436,25 +458,6 @@ class Node:
             store=self._store,
             recovered=recovered,
         )
-        try:
-            driver.start()
-        except BaseException:
-            if self._store is not None:
-                await asyncio.to_thread(self._store.close)
-            raise
-        self._driver = driver
-        self._state = "running"
-        if self._peer_file is not None:
-            self._kept_peers = self._peer_file.read()
-            driver.remember([(peer.node_id, peer.addresses) for peer in self._kept_peers])
-            self._keeper = asyncio.get_running_loop().create_task(self._keep_peers(self._peer_file))
-        self._generation = self._quic.credentials.generation
-        self._watcher = asyncio.get_running_loop().create_task(self._watch_files())
-        for problem in self._quic.credentials.revocation.problems:
-            self._security_event("crl.unusable", {"reason": problem})
-        self._tell_stale_lists()
-        self._tell_own_revocation()
-        logger.info("node %s listens on %s", self.id, self.address, extra={"event": "node.started"})
 
     async def _keep_peers(self, file: PeerFile) -> None:
         """Write down who lives where, when it has changed, now and then and at the end."""
@@ -759,6 +762,7 @@ class Node:
                 await asyncio.to_thread(self._store.close)
                 # What has just become safe is handed over before the readers are told of the end.
                 await asyncio.sleep(0)
+            driver.give_up()
         finally:
             for subscription in tuple(self._subscriptions):
                 subscription.close()
@@ -996,6 +1000,7 @@ class Node:
             read=self._messages_of,
             clock=time.monotonic,
             when_safe=driver.when_safe,
+            check=self._running,
             taken=taken,
         )
         self._catching.append(catching)

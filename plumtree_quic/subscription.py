@@ -69,6 +69,7 @@ class Message:
 
         Raises:
             LocalProtocolError: the subscription was not made with ack="manual".
+            NodeClosed: the node was shut down; when awaited, too, if it ended before that was safe.
         """
         if self._acknowledge is None:
             raise LocalProtocolError(

@@ -69,6 +69,9 @@ ORIGIN_IDLE_S = 600.0
 # How often in a row a link must be first before it becomes the parent.
 PARENT_STREAK = 3
 EPOCHS_MAX = 8
+# Of an origin of which the store holds more than that: who restarts often within the retention must
+# not lose by it what others have yet to fetch. A guess; each costs a bundle in our store.
+EPOCHS_STORED_MAX = 1_024
 GAPS_MAX = 1_024
 # A parent that is late as usual is waited for, but never longer than so many graft_timeouts.
 LAG_TIMEOUTS_MAX = 5
@@ -1632,10 +1635,12 @@ class Plumtree:
             if hoped is not None:
                 origin.promoted_at = hoped[0]
                 origin.parent = self._links.get(hoped[1])
-        if len(origin.epochs) >= EPOCHS_MAX:
+        while len(origin.epochs) >= EPOCHS_MAX:
             oldest = min(old for old in origin.epochs if origin.epochs[old] is not self._own)
             if epoch < oldest:
                 return None
+            if origin.epochs[oldest].kept and len(origin.epochs) < EPOCHS_STORED_MAX:
+                break
             self._close(origin.epochs.pop(oldest), effects)
         return self._make_stream(origin, epoch)
 

@@ -466,6 +466,8 @@ class Book:
 
     def acknowledge(self, name: str, first: int, last: int) -> None:
         """Note what a reader has done with."""
+        if name not in self.readers:
+            return
         start, acked = self.readers[name]
         first = max(first, start)
         if last < first or acked.covers(first, last):

@@ -231,7 +231,7 @@ class MessageStore(Protocol):
         """
 
     def acknowledge(self, name: str, first: int, last: int) -> int:
-        """The reader has done with the arrival numbers first .. last."""
+        """The reader, unless it is forgotten, has done with the arrival numbers first .. last."""
 
     def forget_reader(self, name: str) -> int:
         """Nobody reads under this name any more."""

@@ -58,6 +58,8 @@ class MemoryStore:
         # Arrival numbers of `_order`, of which the first `_skip` have gone.
         self._ats: list[int] = []
         self._skip = 0
+        # Arrival numbers of bundles whose epoch is over; they are still in `_order`.
+        self._over: dict[int, None] = {}
         self._shelves: dict[StreamKey, Shelf[Kept]] = {}
         self._seen: dict[StreamKey, Intervals] = {}
         self._floors: dict[StreamKey, Intervals] = {}
@@ -155,22 +157,17 @@ class MemoryStore:
         """Drop all of a stream."""
         shelf = self._shelves.pop(key, None)
         if shelf is not None:
-            stays: deque[Kept] = deque()
-            for kept in self._order:
-                if (kept.bundle.origin, kept.bundle.epoch) == key:
-                    self._count_out(kept)
-                else:
-                    stays.append(kept)
-            self._order = stays
-            self._ats = [kept.at for kept in stays]
-            self._skip = 0
+            for kept in shelf.between(1, shelf.held.highest):
+                # Its place stays until it is the oldest: somebody may begin epochs very often.
+                self._over[kept.at] = None
+                self._count_out(kept)
         self._seen.pop(key, None)
         self._floors.pop(key, None)
         return self._ticket()
 
     def acknowledge(self, name: str, first: int, last: int) -> int:
         """Note what a reader has done with."""
-        start, acked = self._readers[name]
+        start, acked = self._readers.get(name, (last + 1, Intervals()))
         if last >= start:
             acked.add(max(first, start), last)
         return self._ticket()
@@ -204,8 +201,8 @@ class MemoryStore:
         if place < len(self._order) and self._order[place].next_at <= at:
             place += 1
         # A deque is slow in its middle, and most readers are at one of its ends.
-        picked = (self._order[i] for i in range(place, len(self._order)))
-        done(_page(picked, bytes_max))
+        later = (self._order[i] for i in range(place, len(self._order)))
+        done(_page((kept for kept in later if kept.at not in self._over), bytes_max))
 
     def reader(self, name: str, begin: int | None = None) -> ReaderState:
         """A reader's place."""
@@ -222,7 +219,7 @@ class MemoryStore:
     def stats(self) -> dict[str, int]:
         """Counters and sizes."""
         return {
-            "store_bundles": len(self._order),
+            "store_bundles": len(self._order) - len(self._over),
             "store_messages": self._messages,
             "store_bytes": self._bytes,
             "store_evicted": self._evicted,
@@ -247,6 +244,11 @@ class MemoryStore:
         while self._order:
             kept = self._order[0]
             bundle = kept.bundle
+            if kept.at in self._over:
+                del self._over[kept.at]
+                self._order.popleft()
+                self._skip += 1
+                continue
             if (
                 self._messages <= self._messages_max
                 and self._bytes <= self._bytes_max

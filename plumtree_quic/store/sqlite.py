@@ -287,7 +287,7 @@ class SqliteStore:
 
     def acknowledge(self, name: str, first: int, last: int) -> int:
         """Note what a reader has done with."""
-        start, acked = self._readers[name]
+        start, acked = self._readers.get(name, (last + 1, Intervals()))
         if last >= start:
             acked.add(max(first, start), last)
         return self._queue(lambda book: book.acknowledge(name, first, last))

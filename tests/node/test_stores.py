@@ -13,6 +13,7 @@ from plumtree_quic import (
     LocalProtocolError,
     MemoryStore,
     Node,
+    NodeClosed,
     PlumtreeConfig,
     QuicConfig,
     SqliteStore,
@@ -307,3 +308,71 @@ async def test_a_store_that_cannot_be_opened_starts_no_node(pki, tmp_path):
     with pytest.raises(StoreError, match=r"b\.db"):
         async with node(pki, "b", SqliteStore(tmp_path / "b.db")):
             pass
+
+
+async def test_an_acknowledgement_of_a_node_that_has_ended_or_a_reader_that_is_forgotten(pki):
+    async with node(pki, "a", MemoryStore()) as a, node(pki, "b", MemoryStore()) as b:
+        await b.join([a.address])
+        await linked([a, b])
+        async with b.subscribe("t", ack="manual") as messages:
+            await publish(a, 1, 2)
+            first, second = await read(messages, 2)
+        b.forget_reader("default")
+        await first.ack()
+    with pytest.raises(NodeClosed):
+        second.ack()
+
+
+async def test_who_awaits_what_cannot_become_safe_any_more_is_told(pki, tmp_path, monkeypatch):
+    monkeypatch.setattr("plumtree_quic.store.sqlite.CLOSE_S", 0.1)
+    broken = []
+
+    class Full(Faulty):
+        @staticmethod
+        def hook(when, statement):
+            if broken and when == "before" and "BEGIN" in statement:
+                raise sqlite3.OperationalError("database or disk is full")
+
+    store = SqliteStore(tmp_path / "b.db", connect=partial(sqlite3.connect, factory=Full))
+    async with node(pki, "a") as a, node(pki, "b", store) as b:
+        await b.join([a.address])
+        await linked([a, b])
+        async with b.subscribe("t", ack="manual") as messages:
+            await publish(a, 1)
+            (message,) = await read(messages, 1)
+            broken.append(True)
+            waiting = message.ack()
+        await b.shutdown()
+        with pytest.raises(NodeClosed, match="the node was shut down before that was in its store"):
+            await waiting
+
+
+async def test_a_node_that_cannot_start_leaves_its_store_to_others(pki, tmp_path):
+    path = tmp_path / "a.db"
+    (tmp_path / "state").write_text("no directory")
+    cert = pki.node("a")
+    quic = QuicConfig.from_pem(cert=cert.cert_pem, key=cert.key_pem, ca=pki.ca_pem)
+    with pytest.raises(ConfigError, match="state_dir"):
+        async with Node(
+            quic, listen="127.0.0.1:0", store=SqliteStore(path), state_dir=tmp_path / "state"
+        ):
+            pass
+    async with node(pki, "a", SqliteStore(path)):
+        pass
+
+
+async def test_what_was_acknowledged_and_let_go_is_missed_by_nobody(pki):
+    store = MemoryStore(messages_max=10)
+    async with node(pki, "a", MemoryStore()) as a, node(pki, "b", store) as b:
+        await b.join([a.address])
+        await linked([a, b])
+        async with b.subscribe("t", ack="manual") as messages:
+            for number in range(30):
+                await publish(a, number)
+                (message,) = await read(messages, 1)
+                await message.ack()
+        assert b.stats()["store_evicted"] >= 20
+        async with b.subscribe("t", ack="manual") as messages:
+            await publish(a, 30)
+            assert texts(await read(messages, 1)) == [30]
+        assert b.stats()["store_unacked_evicted"] == 0

@@ -22,6 +22,7 @@ from plumtree_quic.messages import (
 )
 from plumtree_quic.proto.effects import (
     Deliver,
+    Forgotten,
     GraftFailed,
     GraftSent,
     PeerDemoted,
@@ -1162,6 +1163,32 @@ def test_b15_a_replay_is_recognised_after_the_cache_has_forgotten_the_bundle():
     assert me.cache_messages() == 0
     assert delivered(me.receive(P[0], gossip(1), 1000.0)) == []
     assert me.has_seen(bundle(1))
+
+
+def test_epochs_of_which_the_store_holds_something_are_kept_however_many():
+    me = up()
+    for epoch in range(1, 13):
+        effects = me.receive(P[0], gossip(1, epoch=epoch), 0.0)
+        assert delivered(effects)
+        me.stored((ORIGIN, epoch), 1, 1)
+    assert not delivered(me.receive(P[1], gossip(1, epoch=1), 0.0))
+    assert me.stats()["tree_stale"] == 0
+    # Once the store has let the oldest go, they are forgotten with the next one that comes.
+    for epoch in range(1, 11):
+        me.evicted((ORIGIN, epoch), 1, 1)
+    effects = me.receive(P[0], gossip(1, epoch=13), 0.0)
+    assert [each.epoch for each in effects if isinstance(each, Forgotten)] == [1, 2, 3, 4, 5]
+    assert me.receive(P[1], gossip(1, epoch=5), 0.0) == []
+    assert me.stats()["tree_stale"] == 1
+
+
+def test_epochs_of_which_the_store_holds_something_have_a_bound_too(monkeypatch):
+    monkeypatch.setattr("plumtree_quic.proto.plumtree.EPOCHS_STORED_MAX", 10)
+    me = up()
+    for epoch in range(1, 15):
+        me.receive(P[0], gossip(1, epoch=epoch), 0.0)
+        me.stored((ORIGIN, epoch), 1, 1)
+    assert sorted(each for key, each in me._streams if key == ORIGIN) == list(range(5, 15))
 
 
 def test_the_newest_8_epochs_of_an_origin_are_kept_and_an_older_one_is_stale():

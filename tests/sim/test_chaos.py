@@ -75,6 +75,22 @@ def test_who_was_away_for_longer_than_caches_live_is_given_all_by_the_stores():
 
 UNMARKED = {Message: {"redelivered": False}}
 
+
+def test_an_origin_that_restarts_often_loses_nothing_of_its_many_epochs():
+    cluster, logs = quiet()
+    cluster.crash("n002")
+    for _ in range(12):
+        cluster.hosts["n000"].publish(b"x")
+        cluster.run(1.0)
+        cluster.crash("n000")
+        cluster.run(1.0)
+        cluster.restart("n000")
+        cluster.run(3.0)
+    assert len({bundle.epoch for bundle in cluster.accepted}) == 12
+    cluster.restart("n002")
+    assert cluster.run(60.0, lambda: not logs.missing())
+
+
 # --- the judges ---------------------------------------------------------------------------------
 
 
