@@ -991,6 +991,10 @@ class Node:
         taken: Callable[[], None] = lambda: None  # noqa: E731
         if isinstance(reader, OrderedSubscription):
             taken = partial(self._settle_later, reader)
+            # In the store a newer epoch may stand before the last of an older one.
+            now = time.monotonic()
+            for key, epoch in driver.core.broadcasts.oldest_epochs():
+                reader.begin(key, epoch, None, now)
         catching = CatchUp(
             store,
             reader,

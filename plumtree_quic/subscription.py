@@ -305,8 +305,10 @@ class OrderedSubscription(_Reader[Message | Gap]):
         """Whether `settle` may have something to do."""
         return self._held.is_waiting
 
-    def begin(self, key: MemberKey, epoch: int, next_seq: int, now: float) -> None:
-        """What came before `next_seq` of (key, epoch) is not for this reader."""
+    def begin(self, key: MemberKey, epoch: int, next_seq: int | None, now: float) -> None:
+        """What came before `next_seq` of (key, epoch) is not for this reader, nor what is of an
+        older epoch. None: nobody knows where it begins in that epoch.
+        """
         self._held.begin(key, epoch, next_seq, now)
 
     def take(self, kept: Kept, messages: Sequence[Message], now: float) -> None:

@@ -99,10 +99,12 @@ class HoldBack(Generic[_T]):
         """Whether anything is held back, or came before its turn without being for this reader."""
         return bool(self._waiting)
 
-    def begin(self, origin: MemberKey, epoch: int, next_seq: int, now: float) -> None:
-        """All before `next_seq` was handed to others before this reader came."""
+    def begin(self, origin: MemberKey, epoch: int, next_seq: int | None, now: float) -> None:
+        """All before `next_seq` was handed to others before this reader came. None: nobody knows
+        where this reader begins in that epoch, but nothing older is for it.
+        """
         stream: _Stream[_T] = _Stream(now, next_seq)
-        self._origins[origin] = _Origin(epoch, True, {epoch: stream})
+        self._origins[origin] = _Origin(epoch, next_seq is not None, {epoch: stream})
 
     def put(
         self,

@@ -1726,6 +1726,10 @@ class Plumtree:
                 out.append((key, epoch, runs[0][1] + 1))
         return out
 
+    def oldest_epochs(self) -> list[tuple[MemberKey, int]]:
+        """(origin, the oldest of its epochs that are known)."""
+        return [(key, min(each.epochs)) for key, each in self._origins.items() if each.epochs]
+
     @property
     def is_greeted(self) -> bool:
         """Whether what was before our time is known: it counts as seen, and all else is wanted."""
