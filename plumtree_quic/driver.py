@@ -1160,6 +1160,10 @@ class Driver:
             self._strike(Strike(origin, "two bundles under one number"), now)
 
     def _on_bundle(self, peer: NodeId, message: Gossip | Repair, now: float) -> None:
+        if self.core.node_id_of(message.bundle.origin) is None:
+            name = self._gate.name_of(message.bundle)
+            if name is not None:
+                self.core.origin_named(name)
         self._source = peer
         try:
             self._perform(self.core.receive(peer, message, now), now)

@@ -67,6 +67,8 @@ __all__ = ["Core", "PeerView"]
 PARKED_BUNDLES_MAX = 64
 PARKED_BYTES_MAX = 1 << 20
 PARKED_S = 2.0
+# As many as a member table has room for.
+ORIGINS_NAMED_MAX = 10_000
 # A link that neither end wants, a join link for instance, is closed after this long. A guess:
 # long enough for the records of a first push/pull to pass.
 UNWANTED_LINK_S = 5.0
@@ -154,6 +156,8 @@ class Core:
         self._unwanted: dict[NodeId, float] = {}
         # Those on which bundles wait for the record of their origin.
         self._parked: dict[NodeId, None] = {}
+        # Origins that are no members that we know of.
+        self._origins: dict[MemberKey, NodeId] = {}
         self._rng = rng
         # Links for which there is no room, and when they are closed.
         self._turned_away: dict[NodeId, float] = {}
@@ -264,7 +268,7 @@ class Core:
         if isinstance(message, _PLUMTREE):
             return list(self._plumtree.receive(peer, message, now))
         if isinstance(message, _BUNDLES):
-            if self.table.node_id_of(message.bundle.origin) is None:
+            if self.node_id_of(message.bundle.origin) is None:
                 return self._park(peer, link, message, now)
             return self._on_bundle(peer, message, now)
         if isinstance(message, Records) and message.busy_addresses:
@@ -455,7 +459,16 @@ class Core:
 
     def node_id_of(self, key: MemberKey) -> NodeId | None:
         """Who `key` stands for, when we know."""
-        return self.table.node_id_of(key)
+        node_id = self.table.node_id_of(key)
+        return node_id if node_id is not None else self._origins.get(key)
+
+    def origin_named(self, node_id: NodeId) -> None:
+        """An origin whose record is not here is this one, by the certificate that it signed under:
+        it may be dead, and nobody left who had met it.
+        """
+        if len(self._origins) >= ORIGINS_NAMED_MAX:
+            del self._origins[next(iter(self._origins))]
+        self._origins[member_key(node_id)] = node_id
 
     def seeds_reached(self, addresses: Iterable[str]) -> int:
         """How many of these seeds have answered, or are a living member's addresses."""
@@ -703,7 +716,7 @@ class Core:
         effects: list[Effect] = []
         waiting: list[tuple[float, Gossip | Repair]] = []
         for deadline, message in link.parked:
-            if self.table.node_id_of(message.bundle.origin) is None:
+            if self.node_id_of(message.bundle.origin) is None:
                 waiting.append((deadline, message))
                 continue
             link.parked_bytes -= len(message.bundle.raw)

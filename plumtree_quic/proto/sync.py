@@ -603,7 +603,7 @@ class Sync:
             return
         link.served_at = now
         link.serves()
-        trouble = link.rows.get(key)
+        trouble = self._trouble(link, key) if useless else link.rows.get(key)
         if trouble is not None:
             trouble.settle()
             trouble.came = useless

@@ -79,6 +79,9 @@ class Verifier(Protocol):
     def chain(self, key_id: bytes) -> tuple[bytes, ...] | None:
         """Return what a peer that asks for this key is given."""
 
+    def name_of(self, key_id: bytes) -> NodeId | None:
+        """Return whose certificate this is, when it is known."""
+
 
 class Unsigned:
     """The verifier of a cluster that does not sign: what is signed comes from another one."""
@@ -101,6 +104,9 @@ class Unsigned:
 
     def chain(self, key_id: bytes) -> None:
         """None is held."""
+
+    def name_of(self, key_id: bytes) -> None:
+        """None is known by a certificate."""
 
 
 def _judge_unsigned(thing: Bundle | Record | Fact) -> Verdict:
@@ -271,6 +277,13 @@ class Gate:
             self.counters.gate_refused += len(out.refusals)
             self.counters.gate_strikes += out.strikes
         return out
+
+    def name_of(self, bundle: Bundle) -> NodeId | None:
+        """Who its origin is, by the certificate under which a bundle that was let through is
+        signed; None when that is not known (any more), or nothing is signed here.
+        """
+        node_id = self._verifier.name_of(bundle.key_id)
+        return node_id if node_id is not None and member_key(node_id) == bundle.origin else None
 
     def next_deadline(self) -> float | None:
         """When `advance` has work, or None."""

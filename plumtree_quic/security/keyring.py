@@ -221,6 +221,11 @@ class KeyRing:
         key = self._keys.get(key_id)
         return key.chain if key is not None else None
 
+    def name_of(self, key_id: bytes) -> NodeId | None:
+        """Whose certificate this is."""
+        key = self._keys.get(key_id)
+        return key.node_id if key is not None else None
+
     def expire(self, now: float, kept: Collection[bytes] = ()) -> None:
         """Forget keys that nothing has used for the retention window and a minute.
 

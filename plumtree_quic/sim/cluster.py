@@ -328,9 +328,17 @@ class Host:
         except Violation:
             if end.peer not in self.cluster.liars:
                 raise
+        if isinstance(message, Gossip | Repair):
+            self._name_origin(message.bundle)
         effects = self.core.receive(end.peer, message, now)
         if effects:
             self._perform(effects)
+
+    def _name_origin(self, bundle: Bundle) -> None:
+        if self.core.node_id_of(bundle.origin) is None:
+            name = self.gate.name_of(bundle)
+            if name is not None:
+                self.core.origin_named(name)
 
     def fresh(self, end: End) -> None:
         """Acknowledgements advanced. That puts off what is due; the timer finds out by itself."""

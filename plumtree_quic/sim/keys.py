@@ -114,6 +114,11 @@ class SimRing:
         key = self._authority.find(key_id) if self._knows(key_id) else None
         return key.chain if key is not None else None
 
+    def name_of(self, key_id: bytes) -> NodeId | None:
+        """As KeyRing's."""
+        key = self._authority.find(key_id) if self._knows(key_id) else None
+        return key.node_id if key is not None else None
+
     def _check(self, thing: Bundle | Fact | Record, kind: Kind, speaker: bytes) -> Verdict:
         if thing.algorithm is SignatureAlgorithm.NONE:
             return Verdict.UNSIGNED

@@ -91,6 +91,25 @@ def test_an_origin_that_restarts_often_loses_nothing_of_its_many_epochs():
     assert cluster.run(60.0, lambda: not logs.missing())
 
 
+def test_what_a_dead_origin_had_accepted_reaches_who_has_never_met_it():
+    cluster, logs = quiet(4)
+    cluster.partition(["n003"])
+    cluster.hosts["n000"].publish(b"x")
+    cluster.run(1.0)
+    # The origin goes for good, and nobody is left who has not restarted since.
+    for name in ("n000", "n001", "n002", "n003"):
+        cluster.crash(name)
+    cluster.partition()
+    for name in ("n001", "n002", "n003"):
+        cluster.start(name, "n001", "n002")
+
+    def lacking():
+        return [each for each in logs.missing() if not each.startswith("n000")]
+
+    assert lacking()
+    assert cluster.run(60.0, lambda: len(cluster.hosts) == 3 and not lacking())
+
+
 # --- the judges ---------------------------------------------------------------------------------
 
 
