@@ -14,6 +14,7 @@ from plumtree_quic.errors import (
     MessageTooLarge,
     NodeClosed,
     NotAllowed,
+    NotCovered,
     PlumtreeError,
     RemoteProtocolError,
     StoreError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from plumtree_quic.messages import MemberState
     from plumtree_quic.node import (
         ClusterEvent,
+        Coverage,
         Delegate,
         Gap,
         Health,
@@ -57,6 +59,7 @@ __all__ = [
     "ClusterEvent",
     "CompressionConfig",
     "ConfigError",
+    "Coverage",
     "CredentialsError",
     "Delegate",
     "Gap",
@@ -80,6 +83,7 @@ __all__ = [
     "NodeClosed",
     "NodeId",
     "NotAllowed",
+    "NotCovered",
     "OrderedSubscription",
     "Peer",
     "PlumtreeConfig",
@@ -100,6 +104,7 @@ __all__ = [
 _HOME = {
     "ClusterEvent": "plumtree_quic.node",
     "CompressionConfig": "plumtree_quic.config",
+    "Coverage": "plumtree_quic.node",
     "Delegate": "plumtree_quic.node",
     "Gap": "plumtree_quic.node",
     "Health": "plumtree_quic.node",

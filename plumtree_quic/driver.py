@@ -59,6 +59,7 @@ from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.net.udp import UdpSocket, numeric_address, parse_address
 from plumtree_quic.proto.core import Core
 from plumtree_quic.proto.effects import (
+    Covered,
     Deliver,
     DialSeed,
     Effect,
@@ -238,6 +239,7 @@ class Driver:
         self._expire_at = 0.0
         # Broadcasts up to this number are safe; who waits for more of them.
         self._safe_seq = 0
+        self._asked: dict[int, asyncio.Future[tuple[bytes, ...]]] = {}
         self._unsafe: dict[asyncio.Future[None], None] = {}
         self._safe_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._signer: Signer | None = None
@@ -403,6 +405,9 @@ class Driver:
             make_fact=make_fact,
             wall_ms=_wall_ms,
             judge=self._may_spread,
+            is_safe=lambda origin, epoch, seq: (
+                self._ledger is None or not self._ledger.is_pending((origin, epoch), seq)
+            ),
         )
 
     def use_policy(self, policy: Policy) -> None:
@@ -719,6 +724,29 @@ class Driver:
             return broadcasts.awaits(origin, epoch, before, now)
 
         reader.settle(seen, awaited, time.monotonic(), whole=broadcasts.is_greeted)
+
+    async def ask_who_has(
+        self, epoch: int, seq: int, within_s: float, *, wide: bool
+    ) -> tuple[bytes, ...]:
+        """The begins of the keys of those who have a message of ours, as far as it is found out."""
+        now = self._loop.time()
+        number, effects = self.core.ask_who_has(epoch, seq, within_s, now, wide=wide)
+        asked: asyncio.Future[tuple[bytes, ...]] = self._loop.create_future()
+        self._asked[number] = asked
+        try:
+            self._perform(effects, now)
+            self._schedule_turn()
+            async with asyncio.timeout(within_s + LATE_S):
+                return await asked
+        except TimeoutError:
+            return ()
+        finally:
+            del self._asked[number]
+
+    def _on_covered(self, effect: Covered) -> None:
+        asked = self._asked.get(effect.number)
+        if asked is not None and not asked.done():
+            asked.set_result(effect.keys)
 
     def want_past(self) -> None:
         """Fetch what others hold from before our time."""
@@ -1294,6 +1322,8 @@ class Driver:
             self._strike(effect, now)  # type: ignore[arg-type]
         elif kind is Equivocated:
             self._on_equivocation(effect, now)  # type: ignore[arg-type]
+        elif kind is Covered:
+            self._on_covered(effect)  # type: ignore[arg-type]
         elif kind in LEDGER_EFFECTS:
             if self._ledger is not None:
                 self._ledger.note(effect)  # type: ignore[arg-type]

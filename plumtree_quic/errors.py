@@ -15,6 +15,7 @@ The tree::
         IdentityConflict           another live process runs under our own identity
       LinkError                    the network's: a dial or a link failed; retried by itself
       JoinError                    no seed answered in time; the background retry goes on
+      NotCovered (TimeoutError)    nobody's: too few had a message in time, or said so
       StoreError                   the disk's, or what is in a store's file; nothing was lost
 
 A message says what happened, to what, and what to do. Anything else that escapes is a bug.
@@ -31,6 +32,7 @@ __all__ = [
     "MessageTooLarge",
     "NodeClosed",
     "NotAllowed",
+    "NotCovered",
     "PlumtreeError",
     "RemoteProtocolError",
     "StoreError",
@@ -92,3 +94,11 @@ class JoinError(PlumtreeError):
 
 class StoreError(PlumtreeError):
     """A message store cannot be opened, read or written; the message names the file and the fix."""
+
+
+class NotCovered(PlumtreeError, TimeoutError):
+    """Fewer than were waited for had a message in time. missing: the members that had not."""
+
+    def __init__(self, said: str, missing: tuple[str, ...]) -> None:
+        super().__init__(said)
+        self.missing = missing

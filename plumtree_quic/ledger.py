@@ -5,13 +5,14 @@ a bundle is safe before it is handed over, a broadcast is safe before it counts 
 is safe can be served to others, and what others ask for leaves as their links have room.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import attrs
 
 from plumtree_quic.ids import NodeId
+from plumtree_quic.intervals import Intervals
 from plumtree_quic.messages import (
     Bundle,
     Digest,
@@ -107,7 +108,7 @@ class Ledger:
         # What is to be done once a ticket is safe, in the order of tickets.
         self._after: deque[tuple[int, Callable[[], None]]] = deque()
         # Bundles of each stream that were put and are not safe.
-        self._pending: Counter[StreamKey] = Counter()
+        self._pending: dict[StreamKey, Intervals] = {}
         self._serving: dict[NodeId, _Serving] = {}
         self.counters = LedgerCounters()
 
@@ -139,15 +140,17 @@ class Ledger:
         ticket, at = self.store.put(
             bundle, origin, hop, self._outside.wall_ms(), chain=chain, history=history
         )
-        self._pending[bundle.origin, bundle.epoch] += 1
+        key = (bundle.origin, bundle.epoch)
+        self._pending.setdefault(key, Intervals()).add(bundle.first, bundle.last)
         self.after(ticket, lambda: self._on_safe(Kept(at, bundle, hop, origin, history)))
         return ticket
 
     def _on_safe(self, kept: Kept) -> None:
         bundle = kept.bundle
         key = (bundle.origin, bundle.epoch)
-        self._pending[key] -= 1
-        if not self._pending[key]:
+        pending = self._pending[key]
+        pending.remove(bundle.first, bundle.last)
+        if not pending:
             del self._pending[key]
         self._core().stored(key, bundle.first, bundle.last)
         self._outside.hand_over(kept)
@@ -189,9 +192,10 @@ class Ledger:
         """Whether so much waits for the disk that nothing more should be let in."""
         return self.store.waiting_bytes > WAITING_BYTES_MAX
 
-    def is_pending(self, key: StreamKey) -> bool:
-        """Whether something of (origin, epoch) is here and was not handed over yet."""
-        return key in self._pending
+    def is_pending(self, key: StreamKey, seq: int | None = None) -> bool:
+        """Whether this number of (origin, epoch), or anything of it, is here and not safe yet."""
+        pending = self._pending.get(key)
+        return pending is not None and (seq is None or pending.covers(seq, seq))
 
     @property
     def is_waiting(self) -> bool:

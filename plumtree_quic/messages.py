@@ -59,6 +59,8 @@ __all__ = [
     "Certificates",
     "CertificatesWanted",
     "Compression",
+    "Coverage",
+    "CoverageWanted",
     "Credit",
     "Digest",
     "DigestHashes",
@@ -387,6 +389,37 @@ class GraftRefused:
     reason: RefusedReason
 
 
+@attrs.frozen
+class CoverageWanted:
+    """Asks who has message `seq` of (origin, epoch): the receiver, and all whom it asks in turn.
+
+    The receiver asks on, over the links on which it pushes this origin, or over all of them when
+    `wide`, and answers within `within_s` seconds. round: tells questions about one message apart.
+    """
+
+    origin: MemberKey
+    epoch: int
+    seq: int
+    round: int
+    wide: bool
+    within_s: float
+
+
+@attrs.frozen
+class Coverage:
+    """The answer: the first 8 bytes of the keys of all who have it, as far as the sender found out.
+
+    last: no more frames follow. Hearsay: a relay can count whom it likes.
+    """
+
+    origin: MemberKey
+    epoch: int
+    seq: int
+    round: int
+    keys: bytes
+    last: bool
+
+
 # --- ihave, gossip and sync lanes ---------------------------------------------------------------
 
 
@@ -577,6 +610,8 @@ Message = (
     | Graft
     | Prune
     | GraftRefused
+    | CoverageWanted
+    | Coverage
     | IHave
     | Gossip
     | Repair
@@ -603,6 +638,8 @@ LANE_OF: dict[type, Lane] = {
     Prune: Lane.GRAFT,
     GraftRefused: Lane.GRAFT,
     DigestHashes: Lane.GRAFT,
+    CoverageWanted: Lane.GRAFT,
+    Coverage: Lane.GRAFT,
     IHave: Lane.IHAVE,
     Gossip: Lane.GOSSIP,
     Repair: Lane.SYNC,

@@ -37,6 +37,7 @@ from plumtree_quic.errors import (
     MessageTooLarge,
     NodeClosed,
     NotAllowed,
+    NotCovered,
     PlumtreeError,
     StoreError,
     WireError,
@@ -48,6 +49,7 @@ from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
 from plumtree_quic.net.selftest import self_test
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.peerfile import PEERS_MAX, KnownPeer, PeerFile
+from plumtree_quic.proto.coverage import KEY_BYTES
 from plumtree_quic.proto.effects import (
     Effect,
     GraftFailed,
@@ -78,6 +80,7 @@ from plumtree_quic.subscription import (
 
 __all__ = [
     "ClusterEvent",
+    "Coverage",
     "Delegate",
     "Gap",
     "Health",
@@ -97,6 +100,9 @@ logger = logging.getLogger("plumtree_quic")
 _T = TypeVar("_T")
 
 EVENTS_MAX = 1_024
+# How long one question who has a message may take, and until it is asked again.
+COVERAGE_ROUND_S = 2.0
+COVERAGE_PAUSE_S = 0.1
 # How often held-back messages are looked at: far below what is waited for, far above a loop's turn.
 SETTLE_EVERY_S = 0.05
 RATE_WINDOW_S = 60.0
@@ -114,10 +120,43 @@ EXPIRING_S = (7 * 86_400, 86_400, 3_600)
 
 
 @attrs.frozen
+class Coverage:
+    """Who has a message, of those whom we hold for alive. count: how many. missing: the others.
+
+    Hearsay: whoever passes it on can count whom it likes. Who has refused the message counts.
+    """
+
+    count: int
+    missing: tuple[NodeId, ...]
+
+
+@attrs.frozen
 class Receipt:
     """A broadcast was accepted: numbered, and on its way to our eager peers."""
 
     id: MessageId
+    _covered: Callable[[MessageId, int | float, float], Awaitable[Coverage]] = attrs.field(
+        eq=False, repr=False
+    )
+
+    async def covered(
+        self,
+        enough: int | float = 1.0,
+        timeout: float = 10.0,  # noqa: ASYNC109
+    ) -> Coverage:
+        """Wait until enough other members have this message, and say who has not.
+
+        enough: so many of them (an int), or this part of those who are alive (a float up to 1.0).
+        With stores on disks, who has it has it there; from when one other has it, it survives our
+        own end. The count is made along the tree, so it costs one answer from each of our
+        neighbours. It is advice, see `Coverage`.
+
+        Raises:
+            NotCovered: fewer had it after `timeout` seconds; its `missing` are those who had not.
+            ConfigError: `enough` is neither a count from 1 nor a part above 0.
+            NodeClosed: the node was shut down.
+        """
+        return await self._covered(self.id, enough, timeout)
 
 
 @attrs.frozen
@@ -828,7 +867,7 @@ class Node:
             await _in_time(driver.wait_egress(), deadline, "there was no room; nothing was sent")
             driver = self._accepting()
         seq, full = driver.accept(topic, bytes(payload))
-        receipt = Receipt(MessageId(self.id, driver.epoch, seq))
+        receipt = Receipt(MessageId(self.id, driver.epoch, seq), self._cover)
         if self._store is not None and self._store.durable:
             said = f"message {seq} is on its way, and not yet in the store"
             if not await _in_time(driver.wait_accepted(seq), deadline, said):
@@ -837,6 +876,40 @@ class Node:
         if full:
             await asyncio.sleep(0)
         return receipt
+
+    async def _cover(self, message: MessageId, enough: int | float, timeout_s: float) -> Coverage:
+        if isinstance(enough, bool) or not (
+            enough >= 1 if isinstance(enough, int) else 0.0 < enough <= 1.0
+        ):
+            raise ConfigError(f"covered({enough!r}): must be a whole number from 1, or 0.0 to 1.0")
+        deadline = time.monotonic() + timeout_s
+        found: set[bytes] = set()
+        wide = False
+        while True:
+            left_s = deadline - time.monotonic()
+            within_s = max(0.001, min(left_s, COVERAGE_ROUND_S))
+            driver = self._running()
+            found.update(await driver.ask_who_has(message.epoch, message.seq, within_s, wide=wide))
+            members = driver.core.table.members()
+            alive = [
+                record.node_id
+                for record, state in members
+                if state in (MemberState.ALIVE, MemberState.SUSPECT) and record.node_id != self.id
+            ]
+            missing = tuple(each for each in alive if member_key(each)[:KEY_BYTES] not in found)
+            coverage = Coverage(len(alive) - len(missing), missing)
+            wanted = enough if isinstance(enough, int) else enough * len(alive)
+            if coverage.count >= wanted:
+                return coverage
+            if time.monotonic() >= deadline:
+                raise NotCovered(
+                    f"{coverage.count} of {len(alive)} others had message {message} after "
+                    f"{timeout_s:g} s; missing: {', '.join(missing[:5])}",
+                    missing,
+                )
+            # Who has it by a repair hangs on no tree.
+            wide = True
+            await asyncio.sleep(min(COVERAGE_PAUSE_S, max(0.0, deadline - time.monotonic())))
 
     @overload
     def subscribe(

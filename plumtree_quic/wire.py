@@ -34,6 +34,8 @@ from plumtree_quic.messages import (
     Certificates,
     CertificatesWanted,
     Compression,
+    Coverage,
+    CoverageWanted,
     Credit,
     Digest,
     DigestHashes,
@@ -130,6 +132,11 @@ HOP_MAX = 255
 # A zstd window never needs to be larger than the largest body; a larger one is a memory bomb.
 ZSTD_WINDOW_BYTES_MAX = 1 << 17
 
+# Questions who has a message: their rounds, how long they may take, and members in one answer.
+COVERAGE_ROUND_MAX = (1 << 32) - 1
+COVERAGE_MS_MAX = 60_000
+COVERAGE_KEYS_MAX = 4_096
+
 # What was parsed is kept by its bytes, as values that nobody can change, for every neighbour brings
 # the same. Records may have 8,000 bytes and facts 640, so these bound memory as well.
 RECORDS_KEPT = 1_024
@@ -144,7 +151,7 @@ _GRAFT, _PRUNE, _REFUSED = 0x11, 0x12, 0x13
 _IHAVE = 0x21
 _GOSSIP = 0x31
 _REPAIR, _DIGEST, _BUCKETS, _ROWS, _RECORDS_WANTED, _RECORDS = 0x41, 0x42, 0x43, 0x44, 0x45, 0x46
-_DIGEST_HASHES = 0x14
+_DIGEST_HASHES, _COVERAGE_WANTED, _COVERAGE = 0x14, 0x15, 0x16
 _DIRECT = 0x51
 _PING, _ACK = 0x71, 0x72
 
@@ -679,6 +686,11 @@ def encode(message: Message) -> bytes:
             return bytes((_BUCKETS,)) + hashes
         case DigestHashes(hashes, number, answer, joins):
             return bytes((_DIGEST_HASHES, answer | joins << 1 | number << 3)) + hashes
+        case CoverageWanted(origin, epoch, seq, number, wide, within_s):
+            within_ms = min(max(int(1000 * within_s), 1), COVERAGE_MS_MAX)
+            return bytes((_COVERAGE_WANTED,)) + _pack((origin, epoch, seq, number, wide, within_ms))
+        case Coverage(origin, epoch, seq, number, keys, last):
+            return bytes((_COVERAGE,)) + _pack((origin, epoch, seq, number, keys, last))
         case Rows(buckets, rows, answer):
             lines = tuple((r.key, r.epoch, r.incarnation, int(r.state)) for r in rows)
             return bytes((_ROWS,)) + _pack((bytes(buckets), lines, answer))
@@ -825,6 +837,33 @@ def _decode_digest_hashes(body: bytes) -> DigestHashes:
     return DigestHashes(hashes, body[1] >> 3, bool(body[1] & 1), bool(body[1] & 2))
 
 
+def _decode_coverage_wanted(body: bytes) -> CoverageWanted:
+    fields = _unpack_array(body[1:], 6)
+    return CoverageWanted(
+        _key(fields[0]),
+        _epoch(fields[1]),
+        _integer(fields[2], 1, SEQ_MAX),
+        _integer(fields[3], 1, COVERAGE_ROUND_MAX),
+        _flag(fields[4]),
+        _integer(fields[5], 1, COVERAGE_MS_MAX) / 1000,
+    )
+
+
+def _decode_coverage(body: bytes) -> Coverage:
+    fields = _unpack_array(body[1:], 6)
+    keys = _binary(fields[4], 0, 8 * COVERAGE_KEYS_MAX)
+    if len(keys) % 8:
+        raise WireError("a key in a coverage is cut short")
+    return Coverage(
+        _key(fields[0]),
+        _epoch(fields[1]),
+        _integer(fields[2], 1, SEQ_MAX),
+        _integer(fields[3], 1, COVERAGE_ROUND_MAX),
+        keys,
+        _flag(fields[5]),
+    )
+
+
 def _decode_rows(body: bytes) -> Rows:
     fields = _unpack_array(body[1:], 3)
     rows: list[Row] = []
@@ -901,6 +940,8 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     _REPAIR: _decode_repair,
     _BUCKETS: _decode_buckets,
     _DIGEST_HASHES: _decode_digest_hashes,
+    _COVERAGE_WANTED: _decode_coverage_wanted,
+    _COVERAGE: _decode_coverage,
     _ROWS: _decode_rows,
     _RECORDS_WANTED: _decode_records_wanted,
     _RECORDS: _decode_records,

@@ -19,6 +19,8 @@ from plumtree_quic.messages import (
     Ack,
     BucketHashes,
     Bundle,
+    Coverage,
+    CoverageWanted,
     Digest,
     DigestHashes,
     Fact,
@@ -40,6 +42,7 @@ from plumtree_quic.messages import (
     Rows,
     Wanted,
 )
+from plumtree_quic.proto.coverage import Counting
 from plumtree_quic.proto.directory import Directory
 from plumtree_quic.proto.effects import (
     Deliver,
@@ -134,6 +137,7 @@ class Core:
         make_fact: Callable[[MemberKey, int, int, MemberState], Fact],
         wall_ms: Callable[[], int],
         judge: Callable[[Bundle], bool] | None = None,
+        is_safe: Callable[[MemberKey, int, int], bool] = lambda _origin, _epoch, _seq: True,
         directory: Directory | None = None,
     ) -> None:
         self.me = record.node_id
@@ -151,6 +155,8 @@ class Core:
             self._overlay.choose,
         )
         self._plumtree = Plumtree(self.key, record.epoch, config, rng)
+        self._is_safe = is_safe
+        self._counting = Counting(self.key, self._has, self._children)
         self._seeds = Seeds(record.addresses, rng, directory, self._overlay.would_neighbour)
         self._links: dict[NodeId, _LinkState] = {}
         self._unwanted: dict[NodeId, float] = {}
@@ -245,6 +251,7 @@ class Core:
         self._unwanted.pop(peer, None)
         self._parked.pop(peer, None)
         effects: list[Effect] = list(self._plumtree.link_down(peer, now))
+        effects += self._counting.link_down(peer, now)
         wanted = self._overlay.wants(peer)
         effects += self._settle(self._swim.link_down(peer, now, wanted=wanted), now)
         effects += self._settle(self._overlay.link_down(peer, now), now)
@@ -271,6 +278,10 @@ class Core:
             if self.node_id_of(message.bundle.origin) is None:
                 return self._park(peer, link, message, now)
             return self._on_bundle(peer, message, now)
+        if isinstance(message, CoverageWanted):
+            return self._counting.on_wanted(peer, message, now)
+        if isinstance(message, Coverage):
+            return self._counting.on_answer(peer, message, now)
         if isinstance(message, Records) and message.busy_addresses:
             return self._on_busy(peer, link, message, now)
         if isinstance(message, _SWIM):
@@ -341,6 +352,18 @@ class Core:
         """The store holds them no more."""
         self._plumtree.evicted(key, first, last)
 
+    def ask_who_has(
+        self, epoch: int, seq: int, within_s: float, now: float, *, wide: bool
+    ) -> tuple[int, list[Effect]]:
+        """Ask who has a message of our own; `Covered` names the round that is returned."""
+        return self._counting.ask(epoch, seq, within_s, now, wide=wide)
+
+    def _has(self, origin: MemberKey, epoch: int, seq: int) -> bool:
+        return self._plumtree.has(origin, epoch, seq) and self._is_safe(origin, epoch, seq)
+
+    def _children(self, origin: MemberKey, wide: bool) -> Sequence[NodeId]:
+        return list(self._links) if wide else self._plumtree.pushes(origin)
+
     def want_past(self, now: float) -> list[Effect]:
         """Somebody wants what was before our time: fetch what others still hold of it."""
         return list(self._plumtree.want_past(now))
@@ -398,6 +421,7 @@ class Core:
         if when is not None and (deadline is None or when < deadline):
             deadline = when
         rare = self._unwanted or self._turned_away or self._parked or self._held
+        rare = rare or self._counting.is_counting
         if rare or self._expecting_until is not None:
             when = self._next_rare()
             if when is not None and (deadline is None or when < deadline):
@@ -411,6 +435,7 @@ class Core:
             self._hold_until,
             self._expecting_until,
             self._next_parked(),
+            self._counting.next_deadline(),
         )
         return min((when for when in waits if when is not None), default=None)
 
@@ -425,6 +450,8 @@ class Core:
             effects += self._settle(self._overlay.advance(now), now)
         if _due(self._seeds.wake_at, now) and not self.leaving:
             effects += self._seeds.advance(now)
+        if _due(self._counting.next_deadline(), now):
+            effects += self._counting.advance(now)
         effects += self._fire_unwanted(now)
         effects += self._fire_turned_away(now)
         if _due(self._hold_until, now):
@@ -671,6 +698,7 @@ class Core:
         if not self._links:
             self._hold_until = None
         effects: list[Effect] = list(self._plumtree.link_down(peer, now))
+        effects += self._counting.link_down(peer, now)
         effects += self._settle(self._swim.link_down(peer, now, wanted=False), now)
         return effects + self._settle(self._overlay.refused(peer, now), now)
 

@@ -11,6 +11,7 @@ from plumtree_quic.ids import MemberKey, NodeId
 from plumtree_quic.messages import Ack, Bundle, Gossip, Message, Ping, Range, Record
 
 __all__ = [
+    "Covered",
     "Deliver",
     "DialSeed",
     "Effect",
@@ -167,6 +168,18 @@ class Forgotten:
 
 
 @attrs.frozen
+class Covered:
+    """Who has number `seq` of our own, as far as round `number` found out: the begins of their keys
+    (proto/coverage.py). Hearsay.
+    """
+
+    epoch: int
+    seq: int
+    number: int
+    keys: tuple[bytes, ...]
+
+
+@attrs.frozen
 class PeerPromoted:
     """We push at least one origin to `peer`, and did not before."""
 
@@ -286,6 +299,7 @@ Effect = (
     | FloorMoved
     | Greeted
     | Forgotten
+    | Covered
     | PeerPromoted
     | PeerDemoted
     | GraftSent

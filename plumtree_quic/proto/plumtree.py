@@ -1684,6 +1684,15 @@ class Plumtree:
             and not (stream.claimed and stream.claimed.overlaps(bundle.first, bundle.last))
         )
 
+    def has(self, origin: MemberKey, epoch: int, seq: int) -> bool:
+        """Whether this message was delivered, or refused, and not only before our time."""
+        stream = self._streams.get((origin, epoch))
+        return (
+            stream is not None
+            and stream.seen.covers(seq, seq)
+            and not stream.claimed.covers(seq, seq)
+        )
+
     def differs(self, bundle: Bundle) -> bool:
         """Whether something else is held under the first sequence number of `bundle`."""
         stream = self._streams.get((bundle.origin, bundle.epoch))

@@ -33,6 +33,7 @@ from plumtree_quic.messages import (
 from plumtree_quic.proto.core import Core
 from plumtree_quic.proto.directory import Directory
 from plumtree_quic.proto.effects import (
+    Covered,
     Deliver,
     DialSeed,
     Effect,
@@ -116,6 +117,7 @@ class Host:
         self.life = Life(name, epoch)
         self.links: dict[NodeId, End] = {}
         self.strikes: list[Strike] = []
+        self.covered: list[Covered] = []
         self.superseded: int | None = None
         # Most links at a time that an end wanted for its overlay, and most joiners served.
         self.overlay_links_most = self.join_links_most = 0
@@ -160,6 +162,9 @@ class Host:
             make_record=self._make_record,
             make_fact=self._make_fact,
             wall_ms=self.wall_ms,
+            is_safe=lambda origin, epoch, seq: (
+                self.ledger is None or not self.ledger.is_pending((origin, epoch), seq)
+            ),
             directory=directory,
         )
 
@@ -243,6 +248,13 @@ class Host:
             self.cluster.accepted.append(bundle)
         self._check_later()
         return bundle
+
+    def ask_who_has(self, bundle: Bundle, within_s: float, *, wide: bool) -> None:
+        """Ask who has a bundle of this node; `covered` says it then."""
+        _, effects = self.core.ask_who_has(
+            bundle.epoch, bundle.last, within_s, self.now(), wide=wide
+        )
+        self._input(effects)
 
     def state_of(self, name: str) -> MemberState | None:
         """What this node holds another one for."""
@@ -561,6 +573,8 @@ class Host:
                     assert origin is not None
                     if self.ledger is not None:
                         self.ledger.delivered(effect, origin)
+                case Covered():
+                    self.covered.append(effect)
                 case Skipped() | FloorMoved() | Greeted() | Forgotten() | Serve():
                     if self.ledger is not None:
                         self.ledger.note(effect)

@@ -15,6 +15,8 @@ from plumtree_quic.messages import (
     BucketHashes,
     Certificates,
     CertificatesWanted,
+    Coverage,
+    CoverageWanted,
     Credit,
     Digest,
     DigestHashes,
@@ -157,6 +159,14 @@ STREAMS: dict[str, tuple[Message, ...]] = {
     "digest hashes": (
         DigestHashes(bytes(range(256)) * 8, round=1, joins=True),
         DigestHashes(bytes(2_048), round=31, answer=True),
+    ),
+    "coverage wanted": (
+        CoverageWanted(KEY_A, EPOCH, 45, 1, wide=False, within_s=2.0),
+        CoverageWanted(KEY_A, EPOCH, 1, (1 << 32) - 1, wide=True, within_s=0.001),
+    ),
+    "coverage": (
+        Coverage(KEY_A, EPOCH, 45, 1, b"", last=True),
+        Coverage(KEY_A, EPOCH, 45, 7, KEY_A[:8] + KEY_B[:8], last=False),
     ),
     "bucket hashes": (BucketHashes(bytes(range(256)) * 8),),
     "rows": (

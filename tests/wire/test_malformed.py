@@ -45,6 +45,8 @@ PACKED = {  # type byte -> fields of one valid message that is a msgpack array
     0x01: (1, 0, 0, "default", RECORD.raw, 1_472, b"L" * 16, True, b"", b""),
     0x05: (0, ""),
     0x13: (KEY_A, EPOCH, ((1, 2),), 1),
+    0x15: (KEY_A, EPOCH, 1, 1, False, 1_000),
+    0x16: (KEY_A, EPOCH, 1, 1, b"8 bytes.", True),
     0x44: (b"\x01", ((KEY_A, EPOCH, 1, 0),), True),
     0x46: ((RECORD.raw,), (ALIVE.raw,), ("10.0.0.1:1",)),
 }
@@ -232,6 +234,8 @@ def test_f05_more_items_than_a_frame_may_hold_are_refused():
     refused(0x02, b"\x00\x00" * 8)
     refused(0x43, bytes(2_047))
     refused(0x43, bytes(2_049))
+    for keys in (b"7 bytes", b"9 bytes. ", bytes(8 * wire.COVERAGE_KEYS_MAX + 8)):
+        refused(0x16, (KEY_A, EPOCH, 1, 1, keys, True))
     refused(0x14, b"")
     refused(0x14, bytes(2_048))
     refused(0x14, bytes(2_050))
@@ -551,6 +555,11 @@ def test_f10_the_numbers_of_other_messages_have_bounds():
                "datagram_bytes_max": (5, 1_200, 65_527)},
         0x05: {"code": (0, 0, 65_535)},
         0x13: {"epoch": (1, 1, wire.EPOCH_MAX), "reason": (3, 1, 3)},
+        0x15: {"epoch": (1, 1, wire.EPOCH_MAX), "seq": (2, 1, wire.SEQ_MAX),
+               "round": (3, 1, wire.COVERAGE_ROUND_MAX),
+               "milliseconds": (5, 1, wire.COVERAGE_MS_MAX)},
+        0x16: {"epoch": (1, 1, wire.EPOCH_MAX), "seq": (2, 1, wire.SEQ_MAX),
+               "round": (3, 1, wire.COVERAGE_ROUND_MAX)},
     }  # fmt: skip
     for kind, each in limits.items():
         check_numbers(lambda f, kind=kind: decode(kind, f), PACKED[kind], each)
