@@ -542,7 +542,7 @@ class Plumtree:
         if link is None or stream is None:
             return effects
         link.heard_at = now
-        if self._is_new(stream, bundle, link, effects):
+        if self._is_new(stream, bundle, link, effects, pushed=isinstance(message, Gossip)):
             self.counters.tree_refused += 1
             self._take(stream, bundle, now)
             effects.append(Skipped(*stream.key, bundle.first, bundle.last))
@@ -568,7 +568,7 @@ class Plumtree:
         )
         if stream is None:
             self.counters.tree_stale += 1
-        elif self._is_new(stream, bundle, link, effects):
+        elif self._is_new(stream, bundle, link, effects, pushed=True):
             if self._has_room(stream, bundle, link, now, effects):
                 origin = stream.origin
                 effects.append(self._delivery(stream, message, link))
@@ -605,7 +605,7 @@ class Plumtree:
         stream = self._open(bundle.origin, bundle.epoch, effects)
         if stream is None:
             self.counters.tree_stale += 1
-        elif self._is_new(stream, bundle, link, effects):
+        elif self._is_new(stream, bundle, link, effects, pushed=False):
             if self._has_room(stream, bundle, link, now, effects):
                 self.counters.tree_repaired += 1
                 delivery = self._delivery(stream, message, link)
@@ -644,7 +644,9 @@ class Plumtree:
             stream.past.remove(bundle.first, bundle.last)
         return Deliver(bundle, message.hop, link.peer, history)
 
-    def _is_new(self, stream: _Stream, bundle: Bundle, link: _Link, effects: list[Effect]) -> bool:
+    def _is_new(
+        self, stream: _Stream, bundle: Bundle, link: _Link, effects: list[Effect], *, pushed: bool
+    ) -> bool:
         """Whether nothing of `bundle` was seen; an overlap that is no duplicate is told."""
         first, last = bundle.first, bundle.last
         seen = stream.seen
@@ -655,8 +657,10 @@ class Plumtree:
         if not seen.overlaps(first, last):
             return True
         if stream.claimed and self._is_claimed_alone(stream, first, last):
-            # Nothing of it was delivered. Whoever claimed all of it does not bring it as news.
-            return link.peer != self._floor_of or not seen.covers(first, last)
+            # Nothing of it was delivered. Who pushes it has it since our link is up, and be it who
+            # claimed it: its rows may have left after it, and come before it.
+            claimed_it = link.peer == self._floor_of and seen.covers(first, last)
+            return pushed or not claimed_it
         held = stream.shelf.find(first)
         if seen.covers(first, last):
             if held is not None and not held.bundle.says_the_same(bundle):
@@ -1107,12 +1111,11 @@ class Plumtree:
     def _doubt(
         self, stream: _Stream, link: _Link, first: int, last: int, effects: list[Effect]
     ) -> None:
-        """What another link has just got is not older than ourselves, whoever claimed that it is.
+        """What a link has just got is not older than ourselves, whoever claimed that it is.
 
-        The first digest is one peer's word; were it the last one, that peer could make us deaf.
+        The first digest is one peer's word; were it the last one, that peer could make us deaf. And
+        what comes there while it is on its way is in it, too.
         """
-        if link.peer == self._floor_of:
-            return
         room = ANNOUNCED_IDS_MAX - self._missing.announced_ids(link.peer)
         at = first
         for run in [*stream.claimed.missing(first, last), (last + 1, last + 1)]:

@@ -208,7 +208,7 @@ def test_publish_subscribe_and_status_through_the_socket(files):
 )
 def test_a_subscriber_says_that_its_node_ended(monkeypatch, capsys, count, code, says):
     last = {"id": "a/1/1", "payload": "b25l"}
-    monkeypatch.setattr(control, "stream", lambda path, topic, order: iter([last]))
+    monkeypatch.setattr(control, "stream", lambda path, topic, order, since: iter([last]))
     assert run(["subscribe", "--state-dir", "s", *count]) == code
     printed = capsys.readouterr()
     assert printed.out == "a/1/1 one\n"
@@ -224,7 +224,7 @@ def test_an_ordered_reader_is_told_of_gaps_which_are_no_messages(monkeypatch, ca
     ]
     orders = []
     monkeypatch.setattr(
-        control, "stream", lambda path, topic, order: orders.append(order) or iter(came)
+        control, "stream", lambda path, topic, order, since: orders.append(order) or iter(came)
     )
     assert run(["subscribe", "--state-dir", "s", "--fifo", "--count", "2"]) == 0
     printed = capsys.readouterr()
@@ -529,3 +529,16 @@ def test_a_node_whose_standard_output_is_closed_leaves(files):
                 if reader.poll() is None:
                     reader.kill()
                     reader.wait()
+
+
+def test_since_is_a_time_that_long_ago_or_all_there_is(monkeypatch, capsys):
+    asked, last = [], {"id": "a/1/1", "payload": "b25l"}
+    monkeypatch.setattr(
+        control, "stream", lambda path, topic, order, since: asked.append(since) or iter([last])
+    )
+    for ago in ("10m", "all"):
+        assert run(["subscribe", "--state-dir", "s", "--since", ago, "--count", "1"]) == 0
+    assert 0 < time.time() - 600 - asked[0] < 60
+    assert asked[1] == 0.0
+    assert run(["subscribe", "--state-dir", "s", "--since", "soon"]) != 0
+    assert "'soon' is not a duration" in capsys.readouterr().err

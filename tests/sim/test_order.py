@@ -76,8 +76,9 @@ def test_fifo_a_reader_that_is_handed_messages_as_they_come_is_found(monkeypatch
 def test_told_a_reader_that_loses_one_without_a_word_is_found(monkeypatch):
     honest = HoldBack.put
 
-    def forgetful(self, origin, epoch, first, last, items, now):
-        return honest(self, origin, epoch, first, last, items[:-1] if first == 7 else items, now)
+    def forgetful(self, origin, epoch, first, last, items, now, previous=None):
+        some = items[:-1] if first == 7 else items
+        return honest(self, origin, epoch, first, last, some, now, previous)
 
     monkeypatch.setattr(HoldBack, "put", forgetful)
     cluster, hosts, _ = rough(4, 0)
