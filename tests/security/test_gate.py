@@ -491,3 +491,24 @@ def test_the_hop_count_is_not_signed(rig):
     message = Gossip(1, rig.knows(A).bundle(A))
     for hop in (0, 7, 255):
         assert rig.gate.admit(B, attrs.evolve(message, hop=hop), 0.0).messages
+
+
+def test_an_origin_is_named_by_a_certificate_of_its_own_alone():
+    class Names(Unsigned):
+        def name_of(self, key_id):
+            return NodeId("spiffe://test/node/a") if key_id == b"a" * 16 else None
+
+    gate = Gate(Names(), seen=lambda bundle: False, differs=lambda bundle: False)
+
+    def signed(origin, key_id):
+        return wire.build_bundle(
+            origin=member_key(NodeId(f"spiffe://test/node/{origin}")),
+            epoch=1,
+            first=1,
+            messages=[("t", b"x")],
+            key_id=key_id,
+        )
+
+    assert gate.name_of(signed("a", b"a" * 16)) == NodeId("spiffe://test/node/a")
+    assert gate.name_of(signed("b", b"a" * 16)) is None
+    assert gate.name_of(signed("a", b"b" * 16)) is None
