@@ -13,7 +13,7 @@ SPEAKERS = {"Record.node_id", "Fact.subject", "Fact.signer", "Bundle.origin"}
 # Of whom something is said or asked: never who says it.
 OBJECTS = {
     "Announcement.origin", "DigestRow.origin", "GraftEntry.origin", "GraftRefused.origin",
-    "Prune.origins", "RecordsWanted.keys", "Row.key",
+    "Prune.origins", "RecordsWanted.keys", "Row.key", "Coverage.origin", "CoverageWanted.origin",
 }  # fmt: skip
 EVERY = {type(each) for group in (*STREAMS.values(), *DATAGRAMS.values()) for each in group}
 
