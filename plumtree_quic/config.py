@@ -197,7 +197,8 @@ class StorageConfig:
     away longer misses some. Nodes of one cluster should agree. 300 s (guide)."""
 
     max_messages: int = _count(100_000, 1, 100_000_000)
-    """Messages kept at most; above it the oldest go. 100,000 (guide)."""
+    """Messages kept at most; above it the oldest bundles go, so that a bound below
+    `bundle_messages_max` may keep nothing. 100,000 (guide)."""
 
     max_bytes: int = _count(256 << 20, 1 << 20, 1 << 40)
     """Bytes of them at most; above it the oldest go. 256 MiB (guess)."""

@@ -607,7 +607,7 @@ class Driver:
             remaining = deadline - self._loop.time()
             if remaining <= 0 and not self._is_full:
                 return
-            await self._wait(self._egress_waiters, max(remaining, BLOCKED_S))
+            await self._wait(self._egress_waiters, remaining if remaining > 0 else BLOCKED_S)
 
     def accept(self, topic: str, payload: bytes) -> tuple[int, bool]:
         """Number one message. Returns its seq, and whether a bundle became full with it."""
@@ -768,7 +768,7 @@ class Driver:
             self._is_full = ledger.is_full
             self.counters.store_full += self._is_full
             for link in self._endpoint.links():
-                self._hold_for_store(link)
+                self._apply_holds(link)
         if ledger.is_serving:
             ledger.pump()
         if now >= self._expire_at:
@@ -776,7 +776,7 @@ class Driver:
             store.expire(_wall_ms())
             self._expire_at = now + max(HEARTBEAT_S, store.retention_s / EXPIRIES)
 
-    def _hold_for_store(self, link: NetLink) -> None:
+    def _apply_holds(self, link: NetLink) -> None:
         link.hold(Lane.GOSSIP, self._is_full or link.peer in self._held)
         link.hold(Lane.SYNC, self._is_full)
 
@@ -1075,7 +1075,7 @@ class Driver:
                 self._on_link_up(event, now)
             case LinkReplaced(link, peer, _):
                 link.context = _Peer()
-                self._hold_for_store(link)
+                self._apply_holds(link)
             case LinkDown(_, peer, code, reason, by_peer):
                 logger.info(
                     "link down: %s",
@@ -1217,7 +1217,7 @@ class Driver:
             return
         self._was_up = True
         link.context = _Peer()
-        self._hold_for_store(link)
+        self._apply_holds(link)
         self._accounts.link_up(peer)
         logger.info(
             "link up: %s", peer, extra={"event": "link.up", "peer": peer, "address": link.address}
@@ -1415,7 +1415,7 @@ class Driver:
         (self._held.add if held else self._held.discard)(source)
         link = self._endpoint.link(source)
         if link is not None:
-            self._hold_for_store(link)
+            self._apply_holds(link)
 
     def _want(self, effect: Link, now: float) -> None:
         peer, addresses = effect.peer, effect.addresses

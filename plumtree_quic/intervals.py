@@ -5,6 +5,8 @@ what can be served. A stream that arrives in order costs one comparison and one 
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from typing import Self
 
 from plumtree_quic.messages import Range
 
@@ -19,6 +21,14 @@ class Intervals:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+
+    @classmethod
+    def of(cls, ranges: Iterable[Range]) -> Self:
+        """The set of all that lies in any of `ranges`."""
+        out = cls()
+        for first, last in ranges:
+            out.add(first, last)
+        return out
 
     def __bool__(self) -> bool:
         return bool(self._starts)
@@ -85,6 +95,16 @@ class Intervals:
         if at > 0 and ends[at - 1] + 1 == first:
             return False
         return not (at < len(ends) and self._starts[at] == last + 1)
+
+    def within(self, first: int, last: int) -> list[Range]:
+        """What of first .. last is in the set, ascending."""
+        starts, ends = self._starts, self._ends
+        out: list[Range] = []
+        at = bisect_left(ends, first)
+        while at < len(starts) and starts[at] <= last:
+            out.append((max(first, starts[at]), min(last, ends[at])))
+            at += 1
+        return out
 
     def missing(self, first: int, last: int) -> list[Range]:
         """What of first .. last is not in the set, ascending."""

@@ -42,9 +42,9 @@ LEDGER_EFFECTS = (Skipped, FloorMoved, Greeted, Forgotten, Serve)
 WAITING_BYTES_MAX = 8 << 20
 # What is read at a time for one link, and how full its sync lane may be for the next.
 PAGE_BYTES = 64 << 10
-# Ranges that one link may have asked for and not been sent; a peer asks for 64 in a frame, and
-# has one or two frames under way.
-SERVING_RANGES_MAX = 1_024
+# Ranges that one link may have asked for and not been sent, pages of rows that wait behind them
+# counted in; a peer asks for 64 in a frame, and has one or two frames under way.
+SERVING_RANGES_MAX = 256
 HOP_MAX = 255
 
 
@@ -70,10 +70,12 @@ class Outside(Protocol):
 @attrs.define
 class LedgerCounters:
     """Plain integers since the start; ranges_unserved: asked of the store by a link that is full of
-    such questions already, or gone. repairs_from_store: bundles.
+    such questions already, or gone. rows_unserved: pages of rows that were to wait behind them.
+    repairs_from_store: bundles.
     """
 
     ranges_unserved: int = 0
+    rows_unserved: int = 0
     repairs_from_store: int = 0
 
 
@@ -227,6 +229,10 @@ class Ledger:
         serving = self._serving.get(peer)
         if serving is None or not isinstance(message, Digest):
             return False
+        if len(serving.ranges) >= SERVING_RANGES_MAX:
+            # Told too early it would be taken for a lie. They compare again.
+            self.counters.rows_unserved += 1
+            return True
         serving.ranges.append(message)
         return True
 
@@ -234,7 +240,9 @@ class Ledger:
         """What this link asked for is of no use any more; it asks again, or others."""
         serving = self._serving.pop(peer, None)
         if serving is not None:
-            self.counters.ranges_unserved += len(serving.ranges)
+            self.counters.ranges_unserved += sum(
+                not isinstance(asked, Digest) for asked in serving.ranges
+            )
 
     @property
     def is_serving(self) -> bool:

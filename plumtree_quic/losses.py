@@ -47,6 +47,7 @@ DELAYS: dict[str, str] = {
     "store_read_errors": "the store could not be read",
     "store_full": "the disk was behind, and links were held back",
     "ranges_unserved": "ranges that peers asked of the store were not served",
+    "rows_unserved": "peers that do not read were not told what we have",
 }
 """What costs time and is not lost."""
 

@@ -498,12 +498,10 @@ class Digest:
     The receiver asks, by Graft, for what it lacks. Hints, like IHave: nothing is believed that is
     not served. last: no more pages follow. round: that of the hashes which this answers; 0: of
     none. past: the rows say what the sender has seen and cannot serve, for a joiner.
-    answer: the receiver sends all its rows back.
     """
 
     rows: tuple[DigestRow, ...]
     last: bool = True
-    answer: bool = False
     past: bool = False
     round: int = 0
 

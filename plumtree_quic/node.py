@@ -19,7 +19,7 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar, get_args, overload
+from typing import Literal, Self, TypeVar, cast, get_args, overload
 
 import attrs
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -109,7 +109,8 @@ RATE_WINDOW_S = 60.0
 # Failures of others are known up to seven times as late. A guess: one refutation, or a callback
 # that takes half a second, is no reason to call an operator.
 LOCAL_HEALTH_DEGRADED = 6
-CREDENTIALS_EVERY_S = 1.0
+# How often files, losses and the disk are looked after.
+LOOK_EVERY_S = 1.0
 # When one seed has answered, the others have so long to answer, too.
 OTHER_SEEDS_S = 0.05
 # How often the known peers are written down at most (a guess), and how long the end waits for it.
@@ -469,7 +470,7 @@ class Node:
             driver.remember([(peer.node_id, peer.addresses) for peer in self._kept_peers])
             self._keeper = asyncio.get_running_loop().create_task(self._keep_peers(self._peer_file))
         self._generation = self._quic.credentials.generation
-        self._watcher = asyncio.get_running_loop().create_task(self._watch_files())
+        self._watcher = asyncio.get_running_loop().create_task(self._look_after())
         for problem in self._quic.credentials.revocation.problems:
             self._security_event("crl.unusable", {"reason": problem})
         self._tell_stale_lists()
@@ -529,20 +530,25 @@ class Node:
             if state in wanted and record.node_id != self.id and record.addresses
         ][:PEERS_MAX]
 
-    async def _watch_files(self) -> None:
-        """Look at the files once a second, as long as the node runs, whatever is in them."""
+    async def _look_after(self) -> None:
+        """Once a second, as long as the node runs, and whatever goes wrong: readers that a disk has
+        held up, losses to be told, files that may have changed.
+        """
         while True:
-            await asyncio.sleep(CREDENTIALS_EVERY_S)
-            for catching in tuple(self._catching):
-                # A disk that could not be read may be readable now.
-                catching.pull()
-            self._tell_losses()
-            try:
-                self._look_at_files()
-            except Exception:
-                logger.exception(
-                    "looking at the credentials failed; going on", extra={"event": "node.error"}
-                )
+            await asyncio.sleep(LOOK_EVERY_S)
+            for look in (self._pull_readers, self._tell_losses, self._look_at_files):
+                try:
+                    look()
+                except Exception:
+                    logger.exception(
+                        "what is looked after once a second failed; going on",
+                        extra={"event": "node.error"},
+                    )
+
+    def _pull_readers(self) -> None:
+        """A disk that could not be read may be readable now."""
+        for catching in tuple(self._catching):
+            catching.pull()
 
     def _tell_losses(self) -> None:
         """Whatever was lost in the last second, or put off: an event, a call, a line in the log."""
@@ -1051,19 +1057,14 @@ class Node:
         place = Place(self._handed_at if since_ms is None else 1, since_ms)
         if name:
             state = store.reader(name, None if since_ms is None else 1)
-            acked = Intervals()
-            for run in state.acked:
-                acked.add(*run)
             place = Place(
                 state.start,
                 since_ms,
                 name,
-                acked,
+                Intervals.of(state.acked),
                 max(self._recovered_at, self._handed_to.get(name, 1)),
             )
-        taken: Callable[[], None] = lambda: None  # noqa: E731
         if isinstance(reader, OrderedSubscription):
-            taken = partial(self._settle_later, reader)
             # In the store a newer epoch may stand before the last of an older one.
             now = time.monotonic()
             for key, epoch in driver.core.broadcasts.oldest_epochs():
@@ -1078,7 +1079,7 @@ class Node:
             clock=time.monotonic,
             when_safe=driver.when_safe,
             check=self._running,
-            taken=taken,
+            taken=partial(self._settle_later, reader),
         )
         self._catching.append(catching)
         if since_ms is not None:
@@ -1352,9 +1353,8 @@ class Node:
         if kept.history:
             # For those alone who asked for what was; they have it.
             return
-        fed = [each.reader for each in self._catching]
         everybody: list[Subscription | OrderedSubscription] = [*self._subscriptions, *self._ordered]
-        readers = [each for each in everybody if (each.own or not is_own) and each not in fed]
+        readers = [each for each in everybody if (each.own or not is_own) and not each.is_fed]
         hears = self._hears and not is_own
         if not readers and not hears:
             return
@@ -1381,11 +1381,11 @@ class Node:
             if len(payload) <= limit
         ]
 
-    def _settle_later(self, subscription: OrderedSubscription) -> None:
+    def _settle_later(self, reader: Subscription | OrderedSubscription) -> None:
         """What is held back is looked at now and then: a gap may turn out to be none, or be given
-        up. Not at once, for more of what is seen may be on its way to the subscription.
+        up. Not at once, for more of what is seen may be on its way to the reader.
         """
-        if subscription.is_waiting and self._settling is None:
+        if reader.is_waiting and self._settling is None:
             loop = asyncio.get_running_loop()
             self._settling = loop.call_later(SETTLE_EVERY_S, self._settle)
 
@@ -1610,7 +1610,7 @@ def _make_store(config: StorageConfig, state_dir: Path | None) -> MessageStore:
         retention_s=config.retention,
         messages_max=config.max_messages,
         bytes_max=config.max_bytes,
-        synchronous="full" if config.synchronous == "full" else "normal",
+        synchronous=cast(Literal["full", "normal"], config.synchronous),
     )
 
 

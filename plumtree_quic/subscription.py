@@ -174,6 +174,16 @@ class _Reader(Generic[_T]):
         return not self._queue or len(self._queue) + count <= self._buffer
 
     @property
+    def is_fed(self) -> bool:
+        """Whether a store gives this reader what it reads, and not whoever delivers."""
+        return self.on_room is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything is held back that may turn out to wait for nothing."""
+        return False
+
+    @property
     def is_open(self) -> bool:
         """Whether anything more may be put here."""
         return not (self._closed or self._overflowed or self._error)

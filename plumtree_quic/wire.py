@@ -982,7 +982,7 @@ class LinkEncoder:
             case Repair(hop, bundle):
                 return (bytes((_REPAIR, min(hop, HOP_MAX))), bundle.raw)
             case Digest(rows):
-                flags = message.last | message.answer << 1 | message.past << 2
+                flags = message.last | message.past << 2
                 out = bytearray((_DIGEST, flags | message.round << 3))
                 for row in rows:
                     _push_origin(out, self._sync, row.origin, row.epoch)
@@ -1050,6 +1050,8 @@ class LinkDecoder:
         if len(body) < 2:
             raise WireError("a digest ends before its flags")
         flags = body[1]
+        if flags & 2:
+            raise WireError("a digest has an unknown flag")
         rows: list[DigestRow] = []
         at = 2
         while at < len(body):
@@ -1068,7 +1070,7 @@ class LinkDecoder:
                     raise WireError("a digest's ranges do not ascend")
                 held.append((first, before))
             rows.append(DigestRow(origin, epoch, tuple(held)))
-        return Digest(tuple(rows), bool(flags & 1), bool(flags & 2), bool(flags & 4), flags >> 3)
+        return Digest(tuple(rows), bool(flags & 1), bool(flags & 4), flags >> 3)
 
 
 def _pull_origin(

@@ -48,6 +48,17 @@ def test_questions_about_a_range_agree_with_a_set(steps, asked):
     missing = runs.missing(first, last)
     assert {n for a, b in missing for n in range(a, b + 1)} == numbers - model
     assert missing == sorted(missing)
+    within = runs.within(first, last)
+    assert {n for a, b in within for n in range(a, b + 1)} == numbers & model
+    assert within == sorted(within)
+
+
+@given(st.lists(RANGES))
+def test_a_set_made_of_ranges_holds_them_all(ranges):
+    runs = Intervals.of(ranges)
+    numbers = {n for first, last in ranges for n in range(first, last + 1)}
+    assert {n for first, last in runs.ranges() for n in range(first, last + 1)} == numbers
+    assert Intervals.of(runs.ranges()).ranges() == runs.ranges()
 
 
 @given(STEPS, RANGES)

@@ -196,6 +196,7 @@ def test_what_a_link_asked_for_that_is_gone_is_not_read():
     rig = Rig()
     rig.outside.backlogs[P] = 1 << 20
     rig.asked((1, 1), (3, 3))
+    assert rig.ledger.holds_back(P, Digest(()))
     del rig.outside.backlogs[P]
     rig.ledger.link_down(P)
     rig.ledger.pump()
@@ -217,3 +218,17 @@ def test_rows_are_told_behind_the_bundles_that_were_asked_for():
     rig.ledger.pump()
     assert rig.outside.answers == [(P, 1), (P, rows)]
     assert not rig.ledger.is_serving
+
+
+def test_of_rows_that_wait_behind_bundles_no_more_are_kept_than_of_ranges(monkeypatch):
+    monkeypatch.setattr(ledger, "SERVING_RANGES_MAX", 3)
+    rig = Rig()
+    rig.deliver(1)
+    rig.outside.backlogs[P] = 1 << 20
+    rig.asked((1, 1))
+    pages = [Digest((), round=number) for number in (1, 2, 3)]
+    assert all(rig.ledger.holds_back(P, page) for page in pages)
+    assert rig.ledger.counters.rows_unserved == 1
+    rig.outside.backlogs[P] = 0
+    rig.ledger.pump()
+    assert rig.outside.answers == [(P, 1), (P, pages[0]), (P, pages[1])]

@@ -28,6 +28,10 @@ COVERAGE_KEYS_MAX = 4_096
 # Questions that are open at a time, and how many more a link may begin in a second: each costs a
 # frame on every link.
 OPEN_MAX = 64
+# What is kept of answers: of one question, more than the largest clusters that we know of have
+# members; and of all that are open (some 12 MB), so that no child fills our memory with names.
+KEYS_OF_ONE_MAX = 16_384
+KEYS_MAX = 131_072
 ASKED_PER_S = 10.0
 ASKED_BURST = 20.0
 # A child has this part of our time, so that its answer gets here within it.
@@ -77,7 +81,7 @@ class Counting:
         self._counts: dict[_Name, _Count] = {}
         self._rates: dict[NodeId, _Rate] = {}
         self._round = 0
-        self.refused = 0
+        self._keys = 0
 
     # --- inputs ---------------------------------------------------------------------------------
 
@@ -109,8 +113,11 @@ class Counting:
         if count is None or peer not in count.waiting:
             return []
         for at in range(0, len(message.keys), KEY_BYTES):
-            if len(count.keys) < COVERAGE_KEYS_MAX * OPEN_MAX:
-                count.keys[message.keys[at : at + KEY_BYTES]] = None
+            if len(count.keys) >= KEYS_OF_ONE_MAX or self._keys >= KEYS_MAX:
+                break
+            before = len(count.keys)
+            count.keys[message.keys[at : at + KEY_BYTES]] = None
+            self._keys += len(count.keys) - before
         effects: list[Effect] = []
         if message.last:
             del count.waiting[peer]
@@ -123,7 +130,7 @@ class Counting:
         effects: list[Effect] = []
         for name, count in list(self._counts.items()):
             if count.asker == peer:
-                del self._counts[name]
+                self._end(name)
             elif peer in count.waiting:
                 del count.waiting[peer]
                 self._look(name, count, now, effects)
@@ -153,7 +160,6 @@ class Counting:
         rate.tokens = min(ASKED_BURST, rate.tokens + (now - rate.at) * ASKED_PER_S)
         rate.at = now
         if rate.tokens < 1.0 or len(self._counts) >= OPEN_MAX:
-            self.refused += 1
             return False
         rate.tokens -= 1.0
         return True
@@ -185,7 +191,7 @@ class Counting:
             # What is to come tells us by itself, but for our own copy.
             count.look_at = count.until if count.waiting else min(count.until, now + LOOK_EVERY_S)
             return
-        del self._counts[name]
+        self._end(name)
         if origin == self._me:
             effects.append(Covered(epoch, seq, number, tuple(count.keys)))
             return
@@ -197,3 +203,6 @@ class Counting:
             some = b"".join(keys[at : at + COVERAGE_KEYS_MAX])
             last = at + COVERAGE_KEYS_MAX >= len(keys)
             effects.append(Send(count.asker, Coverage(*name, some, last=last)))
+
+    def _end(self, name: _Name) -> None:
+        self._keys -= len(self._counts.pop(name).keys)

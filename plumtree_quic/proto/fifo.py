@@ -38,6 +38,16 @@ class Hole:
     last: int
 
 
+@attrs.frozen
+class _Moment:
+    """What is known while `HoldBack.settle` looks at what waits."""
+
+    seen: SeenThrough
+    awaited: IsAwaited
+    now: float
+    whole: bool
+
+
 @attrs.define(eq=False)
 class _Stream(Generic[_T]):
     """One epoch of an origin. next_seq: the first that was not handed over; None before we know.
@@ -175,9 +185,10 @@ class HoldBack(Generic[_T]):
         while deliveries are on their way here: what is seen and did not come will not come.
         """
         out: list[_T | Hole] = []
+        at = _Moment(seen, awaited, now, whole)
         for origin in tuple(self._waiting):
             known = self._origins[origin]
-            while self._step(origin, known, seen, awaited, now, out, whole=whole):
+            while self._step(origin, known, at, out):
                 pass
             self._tidy(origin)
         return out
@@ -192,28 +203,20 @@ class HoldBack(Generic[_T]):
     # --- one origin -----------------------------------------------------------------------------
 
     def _step(
-        self,
-        origin: MemberKey,
-        known: _Origin[_T],
-        seen: SeenThrough,
-        awaited: IsAwaited,
-        now: float,
-        out: list[_T | Hole],
-        *,
-        whole: bool,
+        self, origin: MemberKey, known: _Origin[_T], at: _Moment, out: list[_T | Hole]
     ) -> bool:
         """One step towards the first that waits; False when there is none to be made now."""
         epoch = known.current
         stream = known.epochs[epoch]
         if not stream.firsts:
-            return self._step_to_next_epoch(origin, known, seen, awaited, now, out, whole=whole)
+            return self._step_to_next_epoch(origin, known, at, out)
         lowest = stream.firsts[0]
-        blocked = now - stream.blocked_at
+        blocked = at.now - stream.blocked_at
         if stream.next_seq is None:
-            end = seen(origin, epoch, 1)
-            if end >= 1 or whole:
+            end = at.seen(origin, epoch, 1)
+            if end >= 1 or at.whole:
                 stream.next_seq = min(end + 1, lowest)
-            elif blocked >= self._quiet_s and not awaited(origin, epoch, lowest):
+            elif blocked >= self._quiet_s and not at.awaited(origin, epoch, lowest):
                 # Nobody has told of anything before it: it was before our time.
                 stream.next_seq = lowest
             elif blocked >= self._hold_s:
@@ -221,7 +224,7 @@ class HoldBack(Generic[_T]):
             else:
                 return False
         else:
-            end = seen(origin, epoch, stream.next_seq)
+            end = at.seen(origin, epoch, stream.next_seq)
             if end >= stream.next_seq:
                 # Refused, or before our time.
                 stream.next_seq = min(end + 1, lowest)
@@ -229,40 +232,32 @@ class HoldBack(Generic[_T]):
                 self._skip(origin, epoch, stream, stream.next_seq, out)
             else:
                 return False
-        self._release(known, stream, now, out)
+        self._release(known, stream, at.now, out)
         return True
 
     def _step_to_next_epoch(
-        self,
-        origin: MemberKey,
-        known: _Origin[_T],
-        seen: SeenThrough,
-        awaited: IsAwaited,
-        now: float,
-        out: list[_T | Hole],
-        *,
-        whole: bool,
+        self, origin: MemberKey, known: _Origin[_T], at: _Moment, out: list[_T | Hole]
     ) -> bool:
         """Nothing of the current epoch is held: go on to the next one, when it is complete."""
         newer = _newer(known)
         if newer is None:
             return False
         epoch, stream, after = known.current, known.epochs[known.current], known.epochs[newer]
-        if not self._may_follow(known) and now - after.blocked_at < self._hold_s:
+        if not self._may_follow(known) and at.now - after.blocked_at < self._hold_s:
             next_seq = stream.next_seq or 1
-            end = seen(origin, epoch, next_seq)
+            end = at.seen(origin, epoch, next_seq)
             if end >= next_seq:
                 # Refused, or before our time.
                 stream.next_seq = end + 1
                 return True
             if after.previous is not None or not after.firsts:
                 return False
-            if whole and after.firsts[0] > 1 and seen(origin, newer, 1) == 0:
+            if at.whole and after.firsts[0] > 1 and at.seen(origin, newer, 1) == 0:
                 # Its first bundle is still to come, and may say where the epoch before it ends.
                 return False
-            if now - stream.touched_at < self._quiet_s or awaited(origin, epoch, None):
+            if at.now - stream.touched_at < self._quiet_s or at.awaited(origin, epoch, None):
                 return False
-        return self._next_epoch(origin, known, now, out)
+        return self._next_epoch(origin, known, at.now, out)
 
     def _note_previous(
         self,

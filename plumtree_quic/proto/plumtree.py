@@ -1127,9 +1127,8 @@ class Plumtree:
 
     def _reopen(self, stream: _Stream, first: int, last: int, effects: list[Effect]) -> None:
         """What is claimed of first .. last is not seen any more; what came of it still is."""
-        for run in stream.claimed.ranges():
-            if run[0] <= last and run[1] >= first:
-                stream.seen.remove(max(run[0], first), min(run[1], last))
+        for run in stream.claimed.within(first, last):
+            stream.seen.remove(*run)
         stream.claimed.remove(first, last)
         self._sync.touch(stream.key)
         effects.append(FloorMoved(*stream.key, tuple(stream.claimed.ranges())))
@@ -1455,9 +1454,8 @@ class Plumtree:
             link.served_to = (stream.key, end)
             if end >= first and len(gone) + len(stored) < GRAFT_RANGES_MAX:
                 for run in shelf.held.missing(first, end):
-                    absent = stream.kept.missing(*run) if stream.kept else [run]
-                    gone += absent
-                    stored += _without(run, absent)
+                    gone += stream.kept.missing(*run)
+                    stored += stream.kept.within(*run)
         if stored:
             some = tuple(stored[:GRAFT_RANGES_MAX])
             self.counters.ranges_from_store += len(some)
@@ -1497,8 +1495,6 @@ class Plumtree:
     def _on_digest(self, link: _Link, message: Digest, now: float) -> list[Effect]:
         effects: list[Effect] = []
         self._sync.on_rows(link.peer, message, now, effects)
-        if message.answer:
-            self._sync.on_request(link.peer, now, effects)
         if self._greeter is None:
             self._want_rows(link, message, now, effects)
         elif self._greeter != link.peer:
@@ -1775,19 +1771,6 @@ class Plumtree:
             "missing_ranges": len(self._missing),
             "streams": len(self._streams) - 1,
         }
-
-
-def _without(run: Range, absent: list[Range]) -> list[Range]:
-    """What is left of `run` without these, which lie in it, ascending."""
-    out: list[Range] = []
-    first, last = run
-    for a, b in absent:
-        if first < a:
-            out.append((first, a - 1))
-        first = b + 1
-    if first <= last:
-        out.append((first, last))
-    return out
 
 
 def _merge(ranges: list[Range]) -> list[Range]:

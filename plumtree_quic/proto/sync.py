@@ -27,7 +27,7 @@ before its time; so it is told what the other has seen and cannot serve, too.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import inf
 from random import Random
 from typing import Protocol
@@ -329,12 +329,6 @@ class Sync:
         else:
             self._compare(link, message, now, effects)
 
-    def on_request(self, peer: NodeId, now: float, effects: list[Effect]) -> None:
-        """A peer asks for all rows."""
-        link = self._links[peer]
-        if not link.owes_last and now - link.compared_at >= ANSWER_EVERY_S:
-            self._owe(link, range(BUCKETS), now, effects, past=False, answers=0)
-
     def _compare(
         self, link: _Link, message: DigestHashes, now: float, effects: list[Effect]
     ) -> None:
@@ -343,21 +337,9 @@ class Sync:
         differing = self._differing(message.hashes)
         if message.answer and differing:
             self._send_hashes(link, now, effects)
-        self._owe(link, differing, now, effects, past=message.joins, answers=message.round)
-
-    def _owe(
-        self,
-        link: _Link,
-        buckets: Iterable[int],
-        now: float,
-        effects: list[Effect],
-        *,
-        past: bool,
-        answers: int,
-    ) -> None:
         link.compared_at = now
-        link.answers = answers
-        link.buckets, link.after, link.past = list(buckets), None, past
+        link.answers = message.round
+        link.buckets, link.after, link.past = differing, None, message.joins
         link.owes_last = True
         self._answering[link.peer] = None
         self._send_rows(now, effects)
@@ -763,7 +745,5 @@ class Sync:
 
 def _without(ranges: list[Range], others: list[Range]) -> list[Range]:
     """What of `ranges` is in none of `others`; both ascend."""
-    held = Intervals()
-    for run in others:
-        held.add(*run)
+    held = Intervals.of(others)
     return [part for run in ranges for part in held.missing(*run)]

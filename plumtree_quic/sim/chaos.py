@@ -96,9 +96,7 @@ class _Reader:
         assert ledger is not None
         self._ledger = ledger
         state = ledger.store.reader(READER)
-        acked = Intervals()
-        for run in state.acked:
-            acked.add(*run)
+        acked = Intervals.of(state.acked)
         self._handed_at = ledger.store.head
         self._catching = CatchUp(
             ledger.store,

@@ -425,9 +425,7 @@ class Book:
         if not floor and key not in self._streams:
             return
         stream = self._stream(key)
-        stream.floor = Intervals()
-        for run in floor:
-            stream.floor.add(*run)
+        stream.floor = Intervals.of(floor)
         if not floor and not stream.seen:
             del self._streams[key]
         self._draft.streams.add(key)
@@ -563,7 +561,4 @@ def _checksum(*fields: int | bytes) -> int:
 
 
 def _intervals(blob: bytes) -> Intervals:
-    intervals = Intervals()
-    for first, last in unpack_ranges(blob):
-        intervals.add(first, last)
-    return intervals
+    return Intervals.of(unpack_ranges(blob))

@@ -141,11 +141,10 @@ class MemoryStore:
 
     def set_floor(self, key: StreamKey, floor: Sequence[Range]) -> int:
         """Replace the floor."""
-        self._floors[key] = runs = Intervals()
-        for run in floor:
-            runs.add(*run)
-        if not runs:
-            del self._floors[key]
+        if floor:
+            self._floors[key] = Intervals.of(floor)
+        else:
+            self._floors.pop(key, None)
         return self._ticket()
 
     def mark_joined(self) -> int:

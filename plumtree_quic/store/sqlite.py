@@ -198,7 +198,8 @@ class SqliteStore:
         self._lock = lock
         self.head = book.head
         self._readers = {
-            name: (start, _copy(acked)) for name, (start, acked) in book.readers.items()
+            name: (start, Intervals.of(acked.ranges()))
+            for name, (start, acked) in book.readers.items()
         }
         self._count(outcome)
         self._writer = threading.Thread(
@@ -559,10 +560,3 @@ def _restore(columns: Sequence[object], node_id: object, decode: Decode) -> Kept
     if (bundle.origin, bundle.epoch) != key or (bundle.first, bundle.last) != (row.first, row.last):
         return None
     return Kept(row.at, bundle, row.hop, origin, bool(row.history))
-
-
-def _copy(intervals: Intervals) -> Intervals:
-    out = Intervals()
-    for first, last in intervals.ranges():
-        out.add(first, last)
-    return out

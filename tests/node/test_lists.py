@@ -18,7 +18,7 @@ from tests.rigs.waiting import linked, until
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Files are looked at ten times a second."""
-    monkeypatch.setattr("plumtree_quic.node.CREDENTIALS_EVERY_S", 0.1)
+    monkeypatch.setattr("plumtree_quic.node.LOOK_EVERY_S", 0.1)
 
 
 class Watch(Delegate):

@@ -29,7 +29,7 @@ ALL = '[[allow]]\nidentities = ["/node/*"]\nmay = ["join", "relay", "publish"]\n
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Files are looked at five times a second."""
-    monkeypatch.setattr("plumtree_quic.node.CREDENTIALS_EVERY_S", 0.2)
+    monkeypatch.setattr("plumtree_quic.node.LOOK_EVERY_S", 0.2)
 
 
 class Watch(Delegate):

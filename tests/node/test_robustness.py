@@ -801,3 +801,21 @@ async def test_who_was_turned_away_tries_whom_it_was_told_of_and_gets_in_once_th
             await c.wait_for_peers(2, timeout=20)
             await a.wait_for_peers(2, timeout=20)
             await until(lambda: c._driver.linked(a.id) and c._driver.linked(b.id))
+
+
+async def test_what_fails_in_the_look_of_every_second_ends_no_later_look(pki, monkeypatch, caplog):
+    monkeypatch.setattr("plumtree_quic.node.LOOK_EVERY_S", 0.01)
+    a = node(pki, "a")
+    looks = []
+
+    def fail():
+        looks.append("losses")
+        raise RuntimeError("counters cannot be read")
+
+    monkeypatch.setattr(a, "_tell_losses", fail)
+    monkeypatch.setattr(a, "_look_at_files", lambda: looks.append("files"))
+    async with a:
+        await until(lambda: len(looks) >= 4)
+    assert looks[:4] == ["losses", "files"] * 2
+    assert "going on" in caplog.text
+    caplog.clear()

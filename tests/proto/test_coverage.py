@@ -161,12 +161,39 @@ def test_questions_have_a_rate_and_a_number_and_more_are_answered_with_nobody():
         empty += len(told(rig.wanted(peers[0], number=1 + number)))
     assert empty == 200 - coverage.ASKED_BURST
     for number, peer in enumerate(peers[1:]):
-        rig.wanted(peer, number=1_000 + number)
-        rig.wanted(peer, number=2_000 + number)
+        empty += len(told(rig.wanted(peer, number=1_000 + number)))
+        empty += len(told(rig.wanted(peer, number=2_000 + number)))
     assert len(rig.counting._counts) == OPEN_MAX
-    assert rig.counting.refused == 200 - coverage.ASKED_BURST + 126 - (
-        OPEN_MAX - coverage.ASKED_BURST
-    )
+    assert empty == 200 + 126 - OPEN_MAX
+
+
+def test_no_child_names_more_than_one_question_may_keep_or_all_that_are_open(monkeypatch):
+    monkeypatch.setattr(coverage, "KEYS_OF_ONE_MAX", 3)
+    monkeypatch.setattr(coverage, "KEYS_MAX", 5)
+    rig = Rig()
+    for number in (1, 2):
+        rig.wanted(number=number)
+        rig.answer("a", "u", "v", "w", "x", number=number)
+    ((_, keys, _),) = told(rig.answer("b", number=1))
+    assert keys == b"".join(begins("u", "v", "w", "me"))
+    ((_, keys, _),) = told(rig.answer("b", number=2))
+    assert keys == b"".join(begins("u", "v", "me"))
+
+
+def test_what_ended_questions_kept_is_room_for_others(monkeypatch):
+    monkeypatch.setattr(coverage, "KEYS_MAX", 2)
+    rig = Rig()
+    rig.wanted("c")
+    rig.answer("a", "x", "y")
+    rig.counting.link_down(node("c"), 0.0)
+    rig.wanted()
+    rig.answer("a", "x", "y", "z")
+    ((_, keys, _),) = told(rig.answer("b", "z"))
+    assert keys == b"".join(begins("x", "y", "me"))
+    rig.wanted(number=9)
+    rig.answer("a", "z", number=9)
+    ((_, keys, _),) = told(rig.answer("b", number=9))
+    assert keys == b"".join(begins("z", "me"))
 
 
 @given(st.data())

@@ -1267,8 +1267,8 @@ def test_what_is_refused_is_seen_and_neither_delivered_nor_held_nor_forwarded():
 # --- digests ------------------------------------------------------------------------------------
 
 
-def digest(*rows, last=True, answer=False):
-    return Digest(tuple(DigestRow(key(o), e, held) for o, e, held in rows), last, answer)
+def digest(*rows, last=True):
+    return Digest(tuple(DigestRow(key(o), e, held) for o, e, held in rows), last)
 
 
 def test_a_joiner_takes_the_first_digest_as_what_was_before_its_time():
@@ -1440,7 +1440,8 @@ def test_our_own_digest_is_paged_so_that_each_page_fits_a_frame():
     for n in range(3000):
         me.receive(P[0], gossip(1, origin=f"o{n}"), 0.0)
     me.link_up(P[1], 1.0)
-    pages, now = [d for _, d in sent(me.receive(P[1], Digest((), answer=True), 1.0), Digest)], 1.0
+    now, hashes = 1.0, DigestHashes(bytes(2_048), round=1)
+    pages = [d for _, d in sent(me.receive(P[1], hashes, now), Digest)]
     while not pages[-1].last:
         now = me.next_deadline()
         pages += [d for _, d in sent(me.advance(now), Digest)]
@@ -1470,14 +1471,14 @@ def test_without_sync_nothing_is_compared_later():
     assert me.next_deadline() is None
 
 
-def test_a_digest_that_wants_an_answer_gets_one_twice_a_second_at_most():
+def test_hashes_are_answered_twice_a_second_at_most():
     me = up()
     grow(me)
-    wanted = Digest((), answer=True)
-    answers = [sent(me.receive(P[1], wanted, 1.0 + n / 100), Digest) for n in range(100)]
+    hashes = DigestHashes(bytes(2_048), round=1)
+    answers = [sent(me.receive(P[1], hashes, 1.0 + n / 100), Digest) for n in range(100)]
     answers = [a for a in answers if a]
     assert len(answers) == 2
-    assert answers[0] == [(P[1], digest(("o", 1, ((1, 1),))))]
+    assert answers[0] == [(P[1], attrs.evolve(digest(("o", 1, ((1, 1),))), round=1))]
 
 
 # --- robustness ---------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ STREAMS: dict[str, tuple[Message, ...]] = {
             ),
             last=False,
         ),
-        Digest((DigestRow(KEY_A, EPOCH, ((45, 45),)),), last=True, answer=True),
+        Digest((DigestRow(KEY_A, EPOCH, ((45, 45),)),), last=True),
         Digest(()),
     ),
     "pages of a digest": (

@@ -212,6 +212,11 @@ def test_f05_a_digest_of_too_many_ranges_is_refused_at_its_count(count):
     assert peak_bytes(lambda: wire.LinkDecoder().decode(Lane.SYNC, body)) < 16_384
 
 
+def test_a_digest_with_a_flag_that_has_no_meaning_is_refused():
+    with pytest.raises(WireError, match="flag"):
+        wire.LinkDecoder().decode(Lane.SYNC, b"\x42\x02")
+
+
 def test_f05_more_items_than_a_frame_may_hold_are_refused():
     over = wire.ITEMS_MAX + 1
     origin = b"\x00" + KEY_A + EPOCH.to_bytes(6, "big")

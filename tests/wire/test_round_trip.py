@@ -170,7 +170,6 @@ MESSAGES = {
         st.lists(digest_rows, max_size=6).map(tuple),
         st.booleans(),
         st.booleans(),
-        st.booleans(),
         st.integers(0, DIGEST_ROUND_MAX),
     ),
     DigestHashes: st.builds(
