@@ -270,14 +270,17 @@ class Book:
             self.readers[name.decode()] = (start, _intervals(acked))
         self._origins = {key for (key,) in db.execute("SELECT key FROM origins")}
         self._chained = {key_id for (key_id,) in db.execute("SELECT key_id FROM chains")}
-        for key_id, count, raw_bytes in db.execute(
-            "SELECT key_id, last - first + 1, length(raw) FROM bundles"
-        ):
-            self._signed[key_id] += 1
-            self._bundles += 1
-            self._messages += count
-            self._bytes += raw_bytes + ENTRY_BYTES
+        self._signed.update(key_id for (key_id,) in db.execute("SELECT key_id FROM bundles"))
+        self._measure()
         self._stale = False
+
+    def _measure(self) -> None:
+        """Count what is in the file."""
+        self._bundles, self._messages, self._bytes = self._db.execute(
+            "SELECT count(*), coalesce(sum(last - first + 1), 0), "
+            "coalesce(sum(length(raw) + ?), 0) FROM bundles",
+            (ENTRY_BYTES,),
+        ).fetchone()
 
     # --- transactions ---------------------------------------------------------------------------
 
@@ -301,6 +304,9 @@ class Book:
                 for operation in operations:
                     operation(self)
                 self._finish()
+                if self._draft.corrupt:
+                    # What a damaged row said of itself is not to be reckoned with.
+                    self._measure()
                 if self._db.total_changes != changes or self._draft.is_changed:
                     self._applied = number
                     meta = (self.head, number, self._joined)
@@ -315,7 +321,7 @@ class Book:
             self._stale = True
             raise
         if self._draft.corrupt:
-            # What a damaged row said of itself is not to be reckoned with.
+            # As little as for the sizes it can be trusted for the rest.
             self._stale = True
         return outcome
 

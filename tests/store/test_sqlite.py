@@ -329,6 +329,20 @@ def test_a_damaged_row_is_let_go_counted_and_told(tmp_path, caplog, change, live
     assert len(told) == 1
 
 
+def test_sizes_are_right_with_the_commit_that_lets_a_damaged_row_go(tmp_path):
+    path = tmp_path / "store.db"
+    with opened(sqlite_store(tmp_path)) as store:
+        for first in (1, 2, 3):
+            store.put(signed(first))
+    edit(path, "UPDATE bundles SET epoch = 'x' WHERE at = 2")
+    with closing(database.connect_writer(path, "full", sqlite3.connect)) as db:
+        made = book.Book(db, path, book.Limits(1_000.0, 10, 1 << 20))
+        # In one transaction with others, as the writer takes what has come together.
+        outcome = made.apply([lambda book: book.drop(2), lambda book: book.see(O1, 4, 4)], 1)
+        assert (outcome.corrupt, outcome.sizes.bundles, outcome.sizes.messages) == (1, 2, 2)
+        assert made.apply([lambda book: book.see(O1, 5, 5)], 2).sizes == outcome.sizes
+
+
 def test_what_the_decoder_refuses_is_a_damaged_row(tmp_path):
     with opened(sqlite_store(tmp_path)) as store:
         store.put(signed(1))
