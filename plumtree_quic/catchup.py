@@ -9,12 +9,13 @@ from typing import Protocol
 
 import attrs
 
-from plumtree_quic.ids import NodeId
+from plumtree_quic.ids import MemberKey, NodeId
 from plumtree_quic.intervals import Intervals
+from plumtree_quic.proto.chunks import Chunks, Dropped, Reason
 from plumtree_quic.store.contract import Kept, MessageStore, Page
 from plumtree_quic.subscription import Message
 
-__all__ = ["CatchUp", "Place"]
+__all__ = ["PAGE_BYTES", "CatchUp", "Place"]
 
 # What is read at a time.
 PAGE_BYTES = 256 << 10
@@ -31,7 +32,11 @@ class _Reader(Protocol):
 
     def wants(self, topic: str) -> bool: ...
 
-    def take(self, kept: Kept, messages: Sequence[Message], now: float) -> None: ...
+    def take(self, kept: Kept, messages: Sequence[Message], now: float, last: int = 0) -> None: ...
+
+    def note_progress(self, kept: Kept, now: float) -> None: ...
+
+    def lose(self, origin: NodeId, dropped: Dropped[Kept], now: float) -> None: ...
 
     def fail(self, error: str) -> None: ...
 
@@ -66,6 +71,7 @@ class CatchUp:
         when_safe: told a ticket of the store, is done when that is safe.
         check: raises when the node has ended, and nothing can be noted any more.
         taken: called when the reader was given something.
+        join: the message of these pieces, if it is one. chunks: where they are put together.
     """
 
     def __init__(
@@ -81,6 +87,8 @@ class CatchUp:
         when_safe: Callable[[int], Awaitable[None]],
         check: Callable[[], object] = lambda: None,
         taken: Callable[[], None] = lambda: None,
+        join: Callable[[Sequence[Kept]], list[Message]] = lambda _pieces: [],
+        chunks: Chunks[Kept] | None = None,
     ) -> None:
         self._store = store
         self.reader = reader
@@ -91,6 +99,9 @@ class CatchUp:
         self._me = me
         self._handed_at = handed_at
         self._read = read
+        self._join = join
+        # By default whatever is large is too large.
+        self.chunks = chunks if chunks is not None else Chunks[Kept](0, 0.0)
         self._clock = clock
         self._when_safe = when_safe
         self._check = check
@@ -173,11 +184,75 @@ class CatchUp:
             if self.name:
                 self._store.acknowledge(self.name, kept.at, kept.next_at - 1)
             return
+        if kept.bundle.is_chunk:
+            self._take_piece(kept)
+            return
+        if len(self.chunks):
+            self.chunks.note(kept.bundle)
+            self._tell_dropped()
         messages = self._read(kept)
         if self.name:
             messages = self._with_acks(kept, messages)
         self.reader.take(kept, messages, self._clock())
         self._taken()
+
+    def begin_with(self, pieces: Sequence[Kept]) -> None:
+        """Pieces of messages that were incomplete when this reader began; it gets those as well."""
+        for kept in pieces:
+            if kept.at < self._next_at and self._is_meant(kept):
+                self._take_piece(kept)
+
+    def _take_piece(self, kept: Kept) -> None:
+        """One piece of a large message: it is done with, or the message, when all is here."""
+        bundle, now, place = kept.bundle, self._clock(), self._place
+        if place.acked.covers(kept.at, kept.at):
+            return
+        is_wanted = self.reader.wants(bundle.topics[0])
+        if not is_wanted or bundle.chunk_bytes > self.chunks.message_bytes_max:
+            self._done_with([kept])
+            self.reader.take(kept, [], now)
+            return
+        whole = self.chunks.put(bundle, kept, now)
+        self.reader.note_progress(kept, now)
+        self._tell_dropped()
+        if whole is None:
+            self._taken()
+            return
+        messages = self._join(whole.pieces)
+        if not messages:
+            self._done_with(whole.pieces)
+        elif self.name:
+            again = max(each.at for each in whole.pieces) < place.redelivered_below
+            acknowledge = partial(self._done_with, whole.pieces)
+            messages = [
+                attrs.evolve(each, redelivered=again, acknowledge=acknowledge) for each in messages
+            ]
+        self.reader.take(whole.pieces[0], messages, now, whole.last)
+        self._taken()
+
+    def _done_with(self, pieces: Sequence[Kept]) -> Awaitable[None]:
+        """All pieces of a message count as acknowledged; once the last one is safe, all are."""
+        ticket = 0
+        if self.name:
+            for kept in pieces:
+                self._place.acked.add(kept.at, kept.at)
+                ticket = self._store.acknowledge(self.name, kept.at, kept.at)
+        return self._when_safe(ticket)
+
+    def settle_chunks(self, seen: Callable[[MemberKey, int, int], int], now: float) -> None:
+        """Give up large messages that will not become complete. Call it now and then."""
+        if self.is_live:
+            self.chunks.settle(seen)
+        self.chunks.expire(now)
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        for dropped in self.chunks.take_dropped():
+            if dropped.reason is not Reason.MEMORY:
+                # Else what is here is kept: the next reader of this name may have room for it.
+                self._done_with(dropped.pieces)
+            if dropped.pieces:
+                self.reader.lose(dropped.pieces[0].origin, dropped, self._clock())
 
     def _is_meant(self, kept: Kept) -> bool:
         since_ms = self._place.since_ms

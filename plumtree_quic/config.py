@@ -312,8 +312,12 @@ class PlumtreeConfig:
     the retries' backoff. Shorter: faster repair, more needless grafts. Above the round trip.
     0.5 / 0.2 / 1.0 / 0.75 s (guide)."""
 
-    max_message_size: int = _count(65_536, 1, 65_536)
-    """Payload bytes of one message, on sending and on receipt. 65,536 (guide), the wire's limit."""
+    max_message_size: int = _count(65_536, 1, 67_108_864)
+    """Payload bytes of one broadcast message, on sending and on receipt; direct messages end at
+    65,536. What is larger than that travels in pieces, behind all else, and is put together at each
+    reader: a node keeps up to four times this in memory for what is not complete, as much again for
+    each reader that reads from the store, and serves what its cache or store has room for.
+    65,536 (guide)."""
 
     graft_rate_limit_per_second: float = _number(10.0, 0.1, 100_000, "frames/s")
     """Graft frames a second that one peer may send us for long; the rest is answered `busy`.

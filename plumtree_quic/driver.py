@@ -25,7 +25,9 @@ from plumtree_quic.errors import ConfigError, LinkError, NodeClosed, PlumtreeErr
 from plumtree_quic.ids import MemberKey, NodeId, member_key
 from plumtree_quic.ledger import LEDGER_EFFECTS, Ledger
 from plumtree_quic.messages import (
+    LANE_OF,
     Bundle,
+    Chunk,
     Digest,
     Direct,
     Fact,
@@ -39,6 +41,7 @@ from plumtree_quic.messages import (
     Record,
     RefusedReason,
     Repair,
+    chunk_span,
 )
 from plumtree_quic.net.endpoint import Endpoint
 from plumtree_quic.net.events import (
@@ -57,6 +60,7 @@ from plumtree_quic.net.link import Link as NetLink
 from plumtree_quic.net.quota import Accounts, Step
 from plumtree_quic.net.settings import NetSettings
 from plumtree_quic.net.udp import UdpSocket, numeric_address, parse_address
+from plumtree_quic.proto.chunks import Chunks
 from plumtree_quic.proto.core import Core
 from plumtree_quic.proto.effects import (
     Covered,
@@ -100,6 +104,18 @@ SWEEP_S = 60.0
 HEARTBEAT_S = 1.0
 # How often in a retention time a store is asked to let old bundles go.
 EXPIRIES = 20
+# A message that one bundle does not take is cut into pieces of so many bytes at most: small enough
+# that what is small and comes meanwhile hardly waits for one, large enough that a signature for
+# each costs little.
+CHUNK_BYTES = 32_768
+# A few pieces leave, one for each so long a round trip, and when these have arrived at our
+# neighbours, as much time passes without any: half of what there is of path and processors is left
+# to what is small, however little that is. The last acknowledgement may be put off by its sender,
+# so half a piece is not waited for.
+PIECE_PER_ROUND_TRIP_S = 0.01
+BURST_PIECES = (2, 8)
+REST_SHARE = 1.0
+ARRIVED_BUT_BYTES = CHUNK_BYTES // 2
 _NO_ROOM = 1 << 62
 # Our first bundle is flooded and makes our tree; it holds one message, and what follows waits for
 # the prunes: four round trips, within these bounds (guesses, measured on 16 busy processes).
@@ -120,6 +136,10 @@ CLOSE_PROTOCOL_ERROR = 0x15
 CLOSE_GOING_AWAY = 0x10
 CLOSE_LIMIT_EXCEEDED = 0x16
 CLOSE_OVERLOADED = 0x17
+
+
+_LaneTo = tuple[NodeId, Lane]
+"""A lane on which we push, or are pushed to."""
 
 
 @attrs.frozen(kw_only=True)
@@ -151,7 +171,9 @@ class Counters:
     bundles_built: int = 0
     bundle_bytes_built: int = 0
     messages_accepted: int = 0
+    chunks_sent: int = 0
     copies_gossip: int = 0
+    copies_bulk: int = 0
     copies_repair: int = 0
     bundles_delivered: int = 0
     bundles_malformed: int = 0
@@ -188,6 +210,36 @@ class _Blocked:
     since: float
     judged_at: float
     progress: int
+
+
+@attrs.define(eq=False)
+class _Large:
+    """A large message of ours: numbered first .. first + count - 1, and sent piece by piece.
+
+    at: which piece is next. unsafe: pieces that are not in the store yet. done: when all are.
+    """
+
+    topic: str
+    payload: bytes
+    first: int
+    count: int
+    unsafe: int
+    done: asyncio.Future[bool]
+    at: int = 0
+
+
+@attrs.define
+class _Pace:
+    """How fast pieces leave, over all large messages of ours.
+
+    left: pieces that may leave before the next rest; the first of them did at `began_at`. awaited:
+    how much of each link's bulk lane must be acknowledged before it.
+    """
+
+    left: int = 0
+    began_at: float = float("-inf")
+    rests_until: float = float("-inf")
+    awaited: dict[NetLink, int] = attrs.field(factory=dict)
 
 
 class Driver:
@@ -291,11 +343,15 @@ class Driver:
         self._idle_s = 0.0
         # Links that we push to and that are out of room: since when, and which links brought
         # what waits there.
-        self._blocked: dict[NodeId, _Blocked] = {}
-        self._blocked_by: dict[NodeId, dict[NodeId, None]] = {}
-        self._held: set[NodeId] = set()
+        self._blocked: dict[_LaneTo, _Blocked] = {}
+        self._blocked_by: dict[_LaneTo, dict[NodeId, None]] = {}
+        self._held: set[_LaneTo] = set()
         self._source: NodeId | None = None
-        self._congested: dict[NodeId, float] = {}
+        self._congested: dict[_LaneTo, float] = {}
+        # The large message that is being sent; one at a time, so that its numbers are one hole.
+        self._large: _Large | None = None
+        self._pace = _Pace()
+        self._large_waiters: deque[asyncio.Future[None]] = deque()
         self._accounts = Accounts()
         self._malformed_told_at = float("-inf")
         self._egress_waiters: deque[asyncio.Future[None]] = deque()
@@ -529,7 +585,7 @@ class Driver:
         return True
 
     def _is_idle(self) -> bool:
-        if self._outbox or (self._ledger is not None and self._ledger.is_waiting):
+        if self._outbox or self._large or (self._ledger is not None and self._ledger.is_waiting):
             return False
         state_of = self.core.table.state_of
         # Who is known to be dead acknowledges nothing any more.
@@ -554,8 +610,14 @@ class Driver:
 
     def unsent(self) -> int:
         """Bytes that were accepted and have not left this node."""
-        return self._outbox_bytes + sum(
-            link.backlog(Lane.GOSSIP) + link.backlog(Lane.DIRECT) for link in self._endpoint.links()
+        large = self._large
+        unsent = self._outbox_bytes
+        if large is not None:
+            unsent += len(large.payload) * (large.count - large.at) // large.count
+        return unsent + sum(
+            link.backlog(lane)
+            for link in self._endpoint.links()
+            for lane in (Lane.GOSSIP, Lane.DIRECT, Lane.BULK)
         )
 
     async def close(self, timeout_s: float) -> None:
@@ -582,8 +644,11 @@ class Driver:
             for _, waiter in self._safe_waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+            if self._large is not None and not self._large.done.done():
+                self._large.done.set_result(False)
             for waiters in (
                 self._egress_waiters,
+                self._large_waiters,
                 self._idle_waiters,
                 *self._direct_waiters.values(),
             ):
@@ -594,9 +659,16 @@ class Driver:
     @property
     def egress_open(self) -> bool:
         """Whether the links that we push to have room for more."""
-        if self._blocked or self._is_full or self._loop.time() < self._forming_until:
+        return not self._is_full and self._has_room(Lane.GOSSIP)
+
+    def _has_room(self, lane: Lane) -> bool:
+        """Whether most links that we push to take more on this lane, and our tree has formed."""
+        if self._loop.time() < self._forming_until:
             return False
-        return len(self._congested) * 2 <= len(self._endpoint.links())
+        if any(each is lane for _, each in self._blocked):
+            return False
+        congested = sum(each is lane for _, each in self._congested)
+        return congested * 2 <= len(self._endpoint.links())
 
     async def wait_egress(self) -> None:
         """Wait until there is room again: on links at most BLOCKED_S, for then we announce instead;
@@ -651,9 +723,13 @@ class Driver:
             previous=self._recovered.last_of(self.core.key) if self._next_seq == 1 else None,
             **self._signed(Kind.BUNDLE),
         )
+        self._next_seq += len(messages)
+        self._publish(bundle, lambda: self._on_accepted(bundle.last), now)
+
+    def _publish(self, bundle: Bundle, accepted: Callable[[], None], now: float) -> None:
+        """Push a bundle of ours; `accepted` is called when it is safe."""
         self.counters.bundles_built += 1
         self.counters.bundle_bytes_built += len(bundle.raw)
-        self._next_seq += len(messages)
         links = self._endpoint.links()
         if links and not self._formed:
             self._formed = True
@@ -662,10 +738,99 @@ class Driver:
             self._forming_until = now + min(max(FORMING_ROUND_TRIPS * slowest, shortest), longest)
         self._perform(self.core.broadcast(bundle, now), now)
         if self._ledger is not None:
-            self._ledger.broadcast(bundle, lambda: self._on_accepted(bundle.last))
+            self._ledger.broadcast(bundle, accepted)
         else:
-            self._on_accepted(bundle.last)
+            accepted()
             self.hand_over(Kept(0, bundle, 0, self._quic.node_id))
+
+    # --- large messages -------------------------------------------------------------------------
+
+    async def wait_large(self) -> None:
+        """Wait while another large message of ours is being sent."""
+        while self._large is not None and not self.closed:
+            await self._wait(self._large_waiters, None)
+
+    def accept_large(self, topic: str, payload: bytes) -> tuple[int, asyncio.Future[bool]]:
+        """Number a message that one bundle does not take; none may be on its way.
+
+        Returns its number, and what is done when all of it is queued, and safe in the store: False
+        when we end before. It is sent whatever becomes of who asked for it, as links have room.
+
+        All its numbers are taken now. What is broadcast meanwhile has numbers behind them and does
+        not wait: for others that is one hole, which closes piece by piece.
+        """
+        self._flush(self._loop.time())
+        count = -(-len(payload) // CHUNK_BYTES)
+        first, self._next_seq = self._next_seq, self._next_seq + count
+        self._large = _Large(topic, payload, first, count, count, self._loop.create_future())
+        self.counters.messages_accepted += 1
+        self._schedule_turn()
+        return first, self._large.done
+
+    def _send_piece(self, large: _Large, now: float) -> None:
+        """The next piece; one in a turn, so that what is small has its turn in between."""
+        index, total = large.at, len(large.payload)
+        span = chunk_span(index, large.count, total)
+        assert span is not None
+        seq = large.first + index
+        compression = self._config.compression
+        bundle = wire.build_bundle(
+            origin=self.core.key,
+            epoch=self.epoch,
+            first=seq,
+            messages=[(large.topic, large.payload[span[0] : span[1]])],
+            zstd_level=compression.level if compression.enabled else None,
+            zstd_bytes_min=compression.min_payload_size,
+            previous=self._recovered.last_of(self.core.key) if seq == 1 else None,
+            chunk=(index, large.count, total),
+            **self._signed(Kind.BUNDLE),
+        )
+        large.at += 1
+        self.counters.chunks_sent += 1
+        if large.at == large.count:
+            self._large = None
+            self._wake(self._large_waiters)
+        pace = self._pace
+        pace.left -= 1
+        self._publish(bundle, lambda: self._on_piece_accepted(large), now)
+        if not pace.left:
+            pace.awaited = {link: link.written(Lane.BULK) for link in self._endpoint.links()}
+        self._schedule_turn()
+
+    def _may_send_piece(self, now: float) -> bool:
+        """Whether links have room for a piece, and what is small has had its share."""
+        if not self.egress_open or not self._has_room(Lane.BULK):
+            return False
+        pace = self._pace
+        if pace.left:
+            return True
+        if pace.awaited:
+            if now < pace.began_at + BLOCKED_S and not self._have_arrived():
+                return False
+            pace.awaited.clear()
+            pace.rests_until = now + min(REST_SHARE * (now - pace.began_at), BLOCKED_S)
+        if now < pace.rests_until:
+            return False
+        slowest = max((link.path().rtt_s for link in self._endpoint.links()), default=0.0)
+        least, most = BURST_PIECES
+        pace.left = min(max(least, int(slowest / PIECE_PER_ROUND_TRIP_S)), most)
+        pace.began_at = now
+        return True
+
+    def _have_arrived(self) -> bool:
+        """Whether our neighbours have what was sent since the last rest."""
+        links = self._endpoint.links()
+        return all(
+            link.acknowledged(Lane.BULK) + ARRIVED_BUT_BYTES >= written or link not in links
+            for link, written in self._pace.awaited.items()
+            if (link.peer, Lane.BULK) not in self._congested
+        )
+
+    @staticmethod
+    def _on_piece_accepted(large: _Large) -> None:
+        large.unsafe -= 1
+        if not large.unsafe and not large.done.done():
+            large.done.set_result(True)
 
     # --- the store ------------------------------------------------------------------------------
 
@@ -709,19 +874,26 @@ class Driver:
                 safe.exception()
         self._unsafe.clear()
 
-    def settle_order(self, reader: OrderedSubscription) -> None:
-        """Let an ordered reader look at what it holds back; it has all that was handed over."""
+    def seen_through(self, origin: MemberKey, epoch: int, seq: int) -> int:
+        """The last of the run from `seq` on that was seen and is not on its way to readers."""
+        if self._ledger is not None and self._ledger.is_pending((origin, epoch)):
+            return seq - 1
+        return self.core.broadcasts.seen_through(origin, epoch, seq)
+
+    def settle_order(self, reader: OrderedSubscription, chunks: Chunks[Kept]) -> None:
+        """Let an ordered reader look at what it holds back; it has all that was handed over.
+
+        chunks: what it will be given once that is complete.
+        """
         broadcasts, ledger, now = self.core.broadcasts, self._ledger, self._loop.time()
 
         def seen(origin: MemberKey, epoch: int, seq: int) -> int:
-            if ledger is not None and ledger.is_pending((origin, epoch)):
-                return seq - 1
-            return broadcasts.seen_through(origin, epoch, seq)
+            return chunks.clip(origin, epoch, seq, self.seen_through(origin, epoch, seq))
 
         def awaited(origin: MemberKey, epoch: int, before: int | None) -> bool:
             if ledger is not None and ledger.is_pending((origin, epoch)):
                 return True
-            return broadcasts.awaits(origin, epoch, before, now)
+            return chunks.has(origin, epoch) or broadcasts.awaits(origin, epoch, before, now)
 
         reader.settle(seen, awaited, time.monotonic(), whole=broadcasts.is_greeted)
 
@@ -777,7 +949,8 @@ class Driver:
             self._expire_at = now + max(HEARTBEAT_S, store.retention_s / EXPIRIES)
 
     def _apply_holds(self, link: NetLink) -> None:
-        link.hold(Lane.GOSSIP, self._is_full or link.peer in self._held)
+        for lane in (Lane.GOSSIP, Lane.BULK):
+            link.hold(lane, self._is_full or (link.peer, lane) in self._held)
         link.hold(Lane.SYNC, self._is_full)
 
     def hand_over(self, kept: Kept) -> None:
@@ -785,14 +958,22 @@ class Driver:
         try:
             self._sink.deliver(kept)
         except WireError as error:
-            # Its origin's fault, and no link's: relays do not open what they forward.
-            bundle, now = kept.bundle, self._loop.time()
-            self.counters.bundles_malformed += 1
-            if now - self._malformed_told_at >= MALFORMED_TOLD_EVERY_S:
-                self._malformed_told_at = now
-                self._sink.security_event(
-                    "bundle.malformed", {"origin": bundle.origin.hex(), "reason": str(error)}
-                )
+            self.note_malformed(kept.bundle.origin, str(error))
+
+    def note_malformed(self, origin: MemberKey, reason: str) -> None:
+        """Its origin's fault, and no link's: relays do not open what they forward."""
+        now = self._loop.time()
+        self.counters.bundles_malformed += 1
+        if now - self._malformed_told_at >= MALFORMED_TOLD_EVERY_S:
+            self._malformed_told_at = now
+            self._sink.security_event(
+                "bundle.malformed", {"origin": origin.hex(), "reason": reason}
+            )
+
+    def note_lie(self, origin: NodeId, reason: str) -> None:
+        """What an origin signed contradicts itself: it is told of, and has a strike."""
+        self.note_malformed(member_key(origin), reason)
+        self._strike(Strike(origin, reason), self._loop.time())
 
     def sync_backlog(self, peer: NodeId) -> int | None:
         """Bytes that wait for the link to `peer` on its sync lane."""
@@ -990,6 +1171,8 @@ class Driver:
             self._flush(now)
         if self._blocked:
             self._fire_blocked(now)
+        if self._large is not None and self._may_send_piece(now):
+            self._send_piece(self._large, now)
         if self._ledger is not None:
             self._tend_store(self._ledger, now)
 
@@ -1021,6 +1204,10 @@ class Driver:
             deadline = self._outbox_due
         if now < self._forming_until < deadline:
             deadline = self._forming_until
+        if self._large is not None:
+            for when in (self._pace.began_at + BLOCKED_S, self._pace.rests_until):
+                if now < when < deadline:
+                    deadline = when
         for state in self._blocked.values():
             deadline = min(deadline, state.judged_at + BLOCKED_S)
             break
@@ -1067,8 +1254,8 @@ class Driver:
             case Fresh(link, peer):
                 self._heard(link, peer, now)
             case Writable(_, peer, lane):
-                if lane is Lane.GOSSIP:
-                    self._on_writable(peer, now)
+                if lane is Lane.GOSSIP or lane is Lane.BULK:
+                    self._on_writable((peer, lane), now)
                 elif lane is Lane.DIRECT:
                     self._wake(self._direct_waiters.pop(peer, deque()))
             case LinkUp():
@@ -1082,8 +1269,9 @@ class Driver:
                     peer,
                     extra={"event": "link.down", "peer": peer, "code": code, "reason": reason},
                 )
-                self._congested.pop(peer, None)
-                self._held.discard(peer)
+                for lane in (Lane.GOSSIP, Lane.BULK):
+                    self._congested.pop((peer, lane), None)
+                    self._held.discard((peer, lane))
                 if code == CLOSE_PROTOCOL_ERROR and not by_peer:
                     # Honest peers send no such frames, however slow they are.
                     self._accounts.strike(peer, now)
@@ -1091,7 +1279,8 @@ class Driver:
                 self._gate.link_down(peer)
                 if self._ledger is not None:
                     self._ledger.link_down(peer)
-                self._unblock(peer)
+                for lane in (Lane.GOSSIP, Lane.BULK):
+                    self._unblock((peer, lane))
                 self._wake(self._direct_waiters.pop(peer, deque()))
                 self._perform(self.core.link_down(peer, now), now)
             case DialFailed():
@@ -1103,10 +1292,12 @@ class Driver:
 
     def _admit(self, link: NetLink, peer: NodeId, message: Message, now: float) -> None:
         """Let through what is proved; a bundle is counted as a copy whatever becomes of it."""
-        if isinstance(message, Gossip | Repair):
+        if isinstance(message, Gossip | Chunk | Repair):
             bundle = message.bundle
             if type(message) is Gossip:
                 self.counters.copies_gossip += bundle.count
+            elif type(message) is Chunk:
+                self.counters.copies_bulk += 1
             else:
                 self.counters.copies_repair += bundle.count
             if self.trace_copy is not None:
@@ -1129,7 +1320,7 @@ class Driver:
         if isinstance(message, Repair) and not admitted.messages:
             self.core.came(peer, message.bundle, now)
         for each in admitted.messages:
-            if isinstance(each, Gossip | Repair):
+            if isinstance(each, Gossip | Chunk | Repair):
                 self._on_bundle(peer, each, now)
             else:
                 self._perform(self.core.receive(peer, each, now), now)
@@ -1187,7 +1378,7 @@ class Driver:
         if origin is not None:
             self._strike(Strike(origin, "two bundles under one number"), now)
 
-    def _on_bundle(self, peer: NodeId, message: Gossip | Repair, now: float) -> None:
+    def _on_bundle(self, peer: NodeId, message: Gossip | Chunk | Repair, now: float) -> None:
         if self.core.node_id_of(message.bundle.origin) is None:
             name = self._gate.name_of(message.bundle)
             if name is not None:
@@ -1340,7 +1531,7 @@ class Driver:
         if self._ledger is not None:
             self._ledger.delivered(effect, origin)
         else:
-            self.hand_over(Kept(0, bundle, effect.hop, origin))
+            self.hand_over(Kept(0, bundle, effect.hop, origin, link=effect.peer))
 
     def _send(self, effect: Send) -> None:
         link = self._endpoint.link(effect.peer)
@@ -1364,56 +1555,61 @@ class Driver:
         link.send(message)
 
     def _push(self, effect: Push, now: float) -> None:
+        lane = LANE_OF[type(effect.message)]
         for peer in effect.peers:
             link = self._endpoint.link(peer)
             if link is None:
                 continue
             link.send(effect.message)
             self.counters.bundles_sent += 1
-            if link.room(Lane.GOSSIP) > 0:
+            if link.room(lane) > 0:
                 continue
-            if peer not in self._blocked:
-                self._blocked[peer] = _Blocked(now, now, link.progress(Lane.GOSSIP))
+            to = (peer, lane)
+            if to not in self._blocked:
+                self._blocked[to] = _Blocked(now, now, link.progress(lane))
                 self.counters.blocked += 1
             if self._source is not None:
-                self._blocked_by.setdefault(peer, {})[self._source] = None
-                self._hold(self._source, True)
+                self._blocked_by.setdefault(to, {})[self._source] = None
+                self._hold((self._source, lane), True)
 
-    def _on_writable(self, peer: NodeId, now: float) -> None:
-        self._unblock(peer)
-        if self._congested.pop(peer, None) is not None:
-            self._perform(self.core.drained(peer, now), now)
+    def _on_writable(self, to: _LaneTo, now: float) -> None:
+        self._unblock(to)
+        if self._congested.pop(to, None) is not None:
+            self._perform(self.core.drained(to[0], now, to[1]), now)
 
     def _fire_blocked(self, now: float) -> None:
         while self._blocked:
-            peer, state = next(iter(self._blocked.items()))
+            to, state = next(iter(self._blocked.items()))
             if state.judged_at + BLOCKED_S > now:
                 return
+            peer, lane = to
             link = self._endpoint.link(peer)
-            progress = link.progress(Lane.GOSSIP) if link is not None else 0
-            blocked = self._blocked[peer]
-            if progress > blocked.progress and now < blocked.since + BLOCKED_S_MAX:
+            progress = link.progress(lane) if link is not None else 0
+            if progress > state.progress and now < state.since + BLOCKED_S_MAX:
                 # Slow, but it moves: not the ring of trees that BLOCKED_S is for.
-                del self._blocked[peer]
-                self._blocked[peer] = _Blocked(blocked.since, now, progress)
+                del self._blocked[to]
+                self._blocked[to] = _Blocked(state.since, now, progress)
                 continue
-            self._unblock(peer)
-            self._congested[peer] = now
+            self._unblock(to)
+            self._congested[to] = now
             self.counters.congested += 1
-            self._perform(self.core.congested(peer, now), now)
+            self._perform(self.core.congested(peer, now, lane), now)
 
-    def _unblock(self, peer: NodeId) -> None:
-        self._blocked.pop(peer, None)
-        for source in self._blocked_by.pop(peer, ()):
-            if not any(source in sources for sources in self._blocked_by.values()):
-                self._hold(source, False)
+    def _unblock(self, to: _LaneTo) -> None:
+        self._blocked.pop(to, None)
+        lane = to[1]
+        for source in self._blocked_by.pop(to, ()):
+            if not any(
+                source in sources for (_, on), sources in self._blocked_by.items() if on is lane
+            ):
+                self._hold((source, lane), False)
 
-    def _hold(self, source: NodeId, held: bool) -> None:
+    def _hold(self, source: _LaneTo, held: bool) -> None:
         """While what a parent sends us waits for a child's credit, the parent waits, too."""
         if held == (source in self._held):
             return
         (self._held.add if held else self._held.discard)(source)
-        link = self._endpoint.link(source)
+        link = self._endpoint.link(source[0])
         if link is not None:
             self._apply_holds(link)
 

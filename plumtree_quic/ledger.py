@@ -130,21 +130,29 @@ class Ledger:
 
     def delivered(self, effect: Deliver, origin: NodeId) -> None:
         """A bundle is due to the application: when it is safe."""
-        self._put(effect.bundle, origin, effect.hop, history=effect.history)
+        self._put(effect.bundle, origin, effect.hop, history=effect.history, link=effect.peer)
 
     def broadcast(self, bundle: Bundle, accepted: Callable[[], None]) -> None:
         """A bundle of our own; `accepted` is called when it is safe."""
         ticket = self._put(bundle, self._me, 0, history=False)
         self.after(ticket, accepted)
 
-    def _put(self, bundle: Bundle, origin: NodeId, hop: int, *, history: bool) -> int:
+    def _put(
+        self,
+        bundle: Bundle,
+        origin: NodeId,
+        hop: int,
+        *,
+        history: bool,
+        link: NodeId | None = None,
+    ) -> int:
         chain = self._outside.chain_of(bundle.key_id)
         ticket, at = self.store.put(
             bundle, origin, hop, self._outside.wall_ms(), chain=chain, history=history
         )
         key = (bundle.origin, bundle.epoch)
         self._pending.setdefault(key, Intervals()).add(bundle.first, bundle.last)
-        self.after(ticket, lambda: self._on_safe(Kept(at, bundle, hop, origin, history)))
+        self.after(ticket, lambda: self._on_safe(Kept(at, bundle, hop, origin, history, link)))
         return ticket
 
     def _on_safe(self, kept: Kept) -> None:

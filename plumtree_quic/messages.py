@@ -17,6 +17,7 @@ Broadcast (Leitao, Pereira, Rodrigues 2007, with one tree per origin)::
     C --- Graft(origin, ranges) ---> A          it did not come: send it, and push from now on
     A --- Repair(bundle, hop) -----> C          the answer, on the sync lane
     C --- Prune(origin) -----------> B          a second copy came from B: push it here no more
+    A --- Chunk(bundle, hop) ------> B          a piece of a large message, behind all else
     A --- DigestHashes ------------> B          what A has seen, in 256 hashes
     B --- Digest(rows) ------------> A          what B can serve, of the buckets that differ
 
@@ -58,6 +59,7 @@ __all__ = [
     "Bundle",
     "Certificates",
     "CertificatesWanted",
+    "Chunk",
     "Compression",
     "Coverage",
     "CoverageWanted",
@@ -92,6 +94,7 @@ __all__ = [
     "Rows",
     "SignatureAlgorithm",
     "Wanted",
+    "chunk_span",
 ]
 
 Range = tuple[int, int]
@@ -211,7 +214,12 @@ class Bundle:
 
     Immutable: `raw` is what crossed the wire and what is forwarded. Messages first .. last of
     (origin, epoch) are inside `raw` from `body_at` on, packed by `compression`; opening it is the
-    codec's work, and no relay needs it. chunk_count is 1 but for pieces of a large message.
+    codec's work, and no relay needs it.
+
+    A message that one bundle does not take is a run of chunk_count bundles of one number each, of
+    one topic; chunk_index says which one of them this is, chunk_bytes how long the payload of the
+    whole is. All but the last hold equally much (`chunk_span`). The message bears the first one's
+    number. Of all other bundles chunk_count is 1 and chunk_bytes 0.
     previous: in the first bundle of an epoch, (epoch, last number) of what its origin remembers as
     the one before; so that readers who want order know when that is complete.
     """
@@ -240,6 +248,17 @@ class Bundle:
         return self.first + self.count - 1
 
     @property
+    def is_chunk(self) -> bool:
+        """Whether this is a piece of a message."""
+        return self.chunk_count > 1
+
+    @property
+    def run(self) -> Range:
+        """The numbers of all pieces of the message that this is a piece of."""
+        first = self.first - self.chunk_index
+        return (first, first + self.chunk_count - 1)
+
+    @property
     def signed_parts(self) -> tuple[bytes, bytes]:
         """What the signature covers, as it is on the wire: (header, body)."""
         raw = self.raw
@@ -248,6 +267,15 @@ class Bundle:
     def says_the_same(self, other: "Bundle") -> bool:
         """Whether header and body are equal: one thing can have many valid signatures."""
         return self.raw == other.raw or self.signed_parts == other.signed_parts
+
+
+def chunk_span(index: int, count: int, total: int) -> Range | None:
+    """Which bytes of a message of `total` bytes its piece `index` of `count` holds: from, to (not
+    included). None when no message is cut like that.
+    """
+    size = -(-total // count)
+    first = index * size
+    return (first, min(first + size, total)) if (count - 1) * size < total else None
 
 
 # --- control lane -------------------------------------------------------------------------------
@@ -453,6 +481,16 @@ class Gossip:
 
 
 @attrs.frozen
+class Chunk:
+    """As Gossip, of a bundle that is a piece of a large message, on a lane of its own behind all
+    others: what is small does not wait for what is large.
+    """
+
+    hop: int
+    bundle: Bundle
+
+
+@attrs.frozen
 class Repair:
     """A bundle that answers a graft. Never counts as a duplicate, never changes a parent."""
 
@@ -612,6 +650,7 @@ Message = (
     | Coverage
     | IHave
     | Gossip
+    | Chunk
     | Repair
     | DigestHashes
     | Digest
@@ -647,6 +686,7 @@ LANE_OF: dict[type, Lane] = {
     RecordsWanted: Lane.SYNC,
     Records: Lane.SYNC,
     Direct: Lane.DIRECT,
+    Chunk: Lane.BULK,
 }
 """The one lane on which a message may travel; on any other it is a protocol error."""
 

@@ -25,7 +25,7 @@ import attrs
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from plumtree_quic import wire
-from plumtree_quic.catchup import CatchUp, Place
+from plumtree_quic.catchup import PAGE_BYTES, CatchUp, Place
 from plumtree_quic.config import PlumtreeConfig, StorageConfig
 from plumtree_quic.driver import Driver, Sink, advertised_address
 from plumtree_quic.errors import (
@@ -42,13 +42,14 @@ from plumtree_quic.errors import (
     StoreError,
     WireError,
 )
-from plumtree_quic.ids import MessageId, NodeId, member_key
+from plumtree_quic.ids import MemberKey, MessageId, NodeId, member_key
 from plumtree_quic.intervals import Intervals
 from plumtree_quic.losses import Loss, LossWatch
 from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
 from plumtree_quic.net.selftest import self_test
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.peerfile import PEERS_MAX, KnownPeer, PeerFile
+from plumtree_quic.proto.chunks import Chunks, ChunksCounters, Reason
 from plumtree_quic.proto.coverage import KEY_BYTES
 from plumtree_quic.proto.effects import (
     Effect,
@@ -67,7 +68,7 @@ from plumtree_quic.proto.health import SCORE_MAX
 from plumtree_quic.security.audit import Audit
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.policy import POLICY_BYTES_MAX, Policy
-from plumtree_quic.store.contract import Kept, MessageStore, Recovered
+from plumtree_quic.store.contract import Kept, MessageStore, Page, Recovered, StreamKey
 from plumtree_quic.store.memory import MemoryStore
 from plumtree_quic.subscription import (
     SUBSCRIPTION_MESSAGES_MAX,
@@ -275,7 +276,11 @@ class Delegate:
         raise NotImplementedError
 
     def validate(self, message: Message) -> bool:
-        """Override to judge messages before they are forwarded; False refuses the whole bundle."""
+        """Override to judge messages before they are forwarded; False refuses the whole bundle.
+
+        A large message is forwarded as its pieces come. It is judged when it is whole, before each
+        reader that is fed from the store, and once for all others.
+        """
         raise NotImplementedError
 
 
@@ -365,9 +370,16 @@ class Node:
         self._catching: list[CatchUp] = []
         # Up to where each name was handed messages in this life, and what a former life had got.
         self._handed_to: dict[str, int] = {}
+        # Large messages that are not complete; streams of which a former life had some, and
+        # messages of which the store is asked for what it had.
+        self._chunks = self._new_chunks()
+        self._chunks_refused = 0
+        self._former: set[StreamKey] = set()
+        self._fetching: set[tuple[MemberKey, int, int]] = set()
         self._recovered_at = self._handed_at = 1
         self._losses = LossWatch()
         # What subscriptions that have ended had counted.
+        self._former_chunks = ChunksCounters()
         self._order_gaps = self._order_late = self._dropped = self._overflows = 0
         self._settling: asyncio.TimerHandle | None = None
         self._events: list[deque[ClusterEvent]] = []
@@ -456,6 +468,8 @@ class Node:
             raise LocalProtocolError(f"this node is {self._state}; make a new Node to start again")
         self_test()
         recovered = await self._open_store()
+        self._former = {each.key for each in recovered.streams}
+        self._chunks = self._new_chunks()
         try:
             driver = self._make_driver(recovered)
             driver.start()
@@ -536,7 +550,12 @@ class Node:
         """
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            for look in (self._pull_readers, self._tell_losses, self._look_at_files):
+            for look in (
+                self._pull_readers,
+                self._settle_chunks,
+                self._tell_losses,
+                self._look_at_files,
+            ):
                 try:
                     look()
                 except Exception:
@@ -839,6 +858,9 @@ class Node:
         numbered and queued to our eager peers; it is never dropped.
 
         timeout: seconds to wait at most, for room and for the store; None: as long as it takes.
+        A payload above 65,536 bytes travels in pieces behind all else. The call then suspends until
+        the last one is queued; only before the first one is, while another large message is being
+        sent, can it be cancelled: what is numbered is sent, whatever becomes of the call.
 
         Raises:
             MessageTooLarge: nothing was sent.
@@ -860,8 +882,8 @@ class Node:
                 "others would refuse it"
             )
         if len(payload) > self.config.max_message_size:
-            is_highest = self.config.max_message_size >= wire.PAYLOAD_BYTES_MAX
-            fix = "split it" if is_highest else "split it or raise the limit (65,536 at most)"
+            is_highest = self.config.max_message_size >= wire.MESSAGE_BYTES_MAX
+            fix = "split it" if is_highest else "split it or raise the limit (67,108,864 at most)"
             raise MessageTooLarge(
                 f"payload of {len(payload)} bytes is above max_message_size "
                 f"({self.config.max_message_size}); {fix}"
@@ -869,6 +891,8 @@ class Node:
         if topic:
             _check_topic(topic)
         deadline = None if timeout is None else time.monotonic() + timeout
+        if len(payload) > wire.PAYLOAD_BYTES_MAX:
+            return await self._broadcast_large(driver, bytes(payload), topic, deadline)
         if not driver.egress_open:
             await _in_time(driver.wait_egress(), deadline, "there was no room; nothing was sent")
             driver = self._accepting()
@@ -916,6 +940,19 @@ class Node:
             # Who has it by a repair hangs on no tree.
             wide = True
             await asyncio.sleep(min(COVERAGE_PAUSE_S, max(0.0, deadline - time.monotonic())))
+
+    async def _broadcast_large(
+        self, driver: Driver, payload: bytes, topic: str, deadline: float | None
+    ) -> Receipt:
+        said = "another large message is being sent; nothing was sent of this one"
+        await _in_time(driver.wait_large(), deadline, said)
+        driver = self._accepting()
+        seq, done = driver.accept_large(topic, payload)
+        # Whoever called may be cancelled; what has numbers is sent all the same.
+        said = f"message {seq} is on its way, and not all of it has left"
+        if not await _in_time(asyncio.shield(done), deadline, said):
+            raise NodeClosed("the node was shut down before all of the broadcast was sent")
+        return Receipt(MessageId(self.id, driver.epoch, seq), self._cover)
 
     @overload
     def subscribe(
@@ -1042,7 +1079,7 @@ class Node:
         if since_ms is None and ack == "auto":
             now = time.monotonic()
             for key, epoch, next_seq in driver.core.broadcasts.frontiers():
-                ordered.begin(key, epoch, next_seq, now)
+                ordered.begin(key, epoch, self._chunks.begin(key, epoch, next_seq), now)
         self._ordered.append(ordered)
         if stored:
             self._catch_up(ordered, since_ms, name if ack == "manual" else "")
@@ -1076,6 +1113,8 @@ class Node:
             me=self.id,
             handed_at=lambda: self._handed_at,
             read=self._messages_of,
+            join=self._message_of,
+            chunks=self._new_chunks(),
             clock=time.monotonic,
             when_safe=driver.when_safe,
             check=self._running,
@@ -1084,6 +1123,8 @@ class Node:
         self._catching.append(catching)
         if since_ms is not None:
             driver.want_past()
+        else:
+            catching.begin_with(self._chunks.pieces())
         catching.pull()
 
     def forget_reader(self, name: str) -> None:
@@ -1113,8 +1154,10 @@ class Node:
                 self._order_gaps += ordered.gaps
                 self._order_late += ordered.late
         for catching in self._catching:
-            if catching.reader is subscription and catching.name:
-                self._handed_to[catching.name] = catching.next_at
+            if catching.reader is subscription:
+                self._add_counters(catching.chunks)
+                if catching.name:
+                    self._handed_to[catching.name] = catching.next_at
         self._catching = [each for each in self._catching if each.reader is not subscription]
         self._subscriptions = [each for each in self._subscriptions if each is not subscription]
         self._ordered = [each for each in self._ordered if each is not subscription]
@@ -1153,10 +1196,12 @@ class Node:
 
     async def _send_direct(self, target: NodeId, kind: DirectKind, payload: bytes) -> int:
         driver = self._running()
-        if len(payload) > self.config.max_message_size:
+        limit = min(self.config.max_message_size, wire.PAYLOAD_BYTES_MAX)
+        if len(payload) > limit:
+            what = "max_message_size" if limit < wire.PAYLOAD_BYTES_MAX else "what one frame takes"
             raise MessageTooLarge(
-                f"payload of {len(payload)} bytes is above max_message_size "
-                f"({self.config.max_message_size})"
+                f"payload of {len(payload)} bytes is above {what} ({limit}); split it, for direct "
+                "messages travel whole"
             )
         if target == self.id:
             raise LocalProtocolError("a node does not send to itself")
@@ -1298,6 +1343,7 @@ class Node:
             **driver.core.broadcasts.stats(),
             "messages_delivered": self._delivered,
             "messages_oversized": self._oversized,
+            **self._chunk_counters(),
             "delegate_errors": self._delegate_errors,
             "security_events_suppressed": self._audit.suppressed,
             "security_log_errors": self._audit.write_errors,
@@ -1345,7 +1391,7 @@ class Node:
         if kept.at:
             self._handed_at = kept.next_at
         is_own = kept.origin == self.id
-        if not is_own:
+        if not is_own and not bundle.is_chunk:
             self._delivered += bundle.count
         if self._catching:
             for catching in tuple(self._catching):
@@ -1353,8 +1399,13 @@ class Node:
         if kept.history:
             # For those alone who asked for what was; they have it.
             return
-        everybody: list[Subscription | OrderedSubscription] = [*self._subscriptions, *self._ordered]
-        readers = [each for each in everybody if (each.own or not is_own) and not each.is_fed]
+        if bundle.is_chunk:
+            self._deliver_piece(kept, is_own=is_own)
+            return
+        if len(self._chunks):
+            self._chunks.note(bundle)
+            self._tell_dropped()
+        readers = self._live_readers(is_own=is_own)
         hears = self._hears and not is_own
         if not readers and not hears:
             return
@@ -1370,6 +1421,135 @@ class Node:
                 self._call("on_deliver", message)
         for ordered in self._ordered:
             self._settle_later(ordered)
+
+    def _live_readers(self, *, is_own: bool) -> list[Subscription | OrderedSubscription]:
+        """Those that do not read from the store."""
+        everybody: list[Subscription | OrderedSubscription] = [*self._subscriptions, *self._ordered]
+        return [each for each in everybody if (each.own or not is_own) and not each.is_fed]
+
+    # --- large messages -------------------------------------------------------------------------
+
+    def _new_chunks(self) -> Chunks[Kept]:
+        hold_s = self.config.message_cache_ttl
+        if self._store is not None:
+            hold_s = max(hold_s, self._store.retention_s)
+        return Chunks(self.config.max_message_size, hold_s)
+
+    def _deliver_piece(self, kept: Kept, *, is_own: bool) -> None:
+        """A piece of a large message is here: with the last one the message is handed over."""
+        bundle, now = kept.bundle, time.monotonic()
+        readers = self._live_readers(is_own=is_own)
+        if bundle.chunk_bytes > self.config.max_message_size:
+            self._oversized += not is_own and bundle.chunk_index == 0
+            for reader in readers:
+                reader.take(kept, [], now)
+            return
+        if is_own and not readers:
+            return
+        before = len(self._chunks)
+        whole = self._chunks.put(bundle, kept, now, kept.link)
+        if len(self._chunks) > before:
+            self._fetch_pieces(kept)
+        for reader in readers:
+            reader.note_progress(kept, now)
+        self._tell_dropped()
+        if whole is not None:
+            messages = self._message_of(whole.pieces)
+            self._delivered += 0 if is_own else len(messages)
+            for reader in readers:
+                reader.take(whole.pieces[0], messages, now, whole.last)
+            if self._hears and not is_own:
+                for message in messages:
+                    self._call("on_deliver", message)
+        for ordered in self._ordered:
+            self._settle_later(ordered)
+
+    def _message_of(self, pieces: Sequence[Kept]) -> list[Message]:
+        """The message of these pieces; none when what they hold is not what they say, or when the
+        application refuses it.
+        """
+        first = pieces[0].bundle
+        try:
+            payload = b"".join(wire.open_piece(each.bundle) for each in pieces)
+        except WireError as error:
+            self._running().note_malformed(first.origin, str(error))
+            return []
+        hops, at = max(each.hop for each in pieces), time.monotonic()
+        topic, origin = first.topics[0], pieces[0].origin
+        message = Message(origin, first.epoch, first.first, topic, payload, hops, at)
+        is_judged = origin != self.id and _overrides(self._delegate, "validate")
+        if is_judged and self._call("validate", message) is not True:
+            self._chunks_refused += 1
+            return []
+        return [message]
+
+    def _fetch_pieces(self, kept: Kept) -> None:
+        """A former life may have had the first pieces of this message: the store has them."""
+        store, bundle = self._store, kept.bundle
+        key = (bundle.origin, bundle.epoch)
+        if store is None or key not in self._former or kept.at < self._recovered_at:
+            return
+        first, last = bundle.run
+
+        def on_page(page: Page) -> None:
+            at = last
+            for each in page.kept:
+                at = each.bundle.last
+                if each.at < self._recovered_at and each.bundle.is_chunk and not each.history:
+                    self._deliver_piece(each, is_own=False)
+            if page.more and page.kept and at < last:
+                store.read(key, at + 1, last, PAGE_BYTES, on_page)
+            else:
+                self._fetching.discard((*key, first))
+
+        self._fetching.add((*key, first))
+        store.read(key, first, last, PAGE_BYTES, on_page)
+
+    def _settle_chunks(self) -> None:
+        """Give up what will not become complete."""
+        driver, now = self._driver, time.monotonic()
+        if driver is None or not self._is_live():
+            return
+
+        def seen(origin: MemberKey, epoch: int, seq: int) -> int:
+            if (origin, epoch, seq) in self._fetching:
+                return seq - 1
+            return driver.seen_through(origin, epoch, seq)
+
+        self._chunks.settle(seen)
+        self._chunks.expire(now)
+        self._tell_dropped()
+        for catching in tuple(self._catching):
+            catching.settle_chunks(seen, now)
+
+    def _tell_dropped(self) -> None:
+        """Large messages were given up: who reads in order is told, and so is who is to blame."""
+        for dropped in self._chunks.take_dropped():
+            if not dropped.pieces:
+                continue
+            origin = dropped.pieces[0].origin
+            if dropped.reason is Reason.LIE:
+                self._running().note_lie(origin, "pieces of a message that contradict one another")
+            for reader in self._live_readers(is_own=origin == self.id):
+                reader.lose(origin, dropped, time.monotonic())
+
+    def _chunk_counters(self) -> dict[str, int]:
+        """Of all that puts large messages together, now and before."""
+        counters = attrs.asdict(self._chunks.counters)
+        for name in counters:
+            counters[name] += sum(
+                getattr(each.chunks.counters, name) for each in self._catching
+            ) + getattr(self._former_chunks, name)
+        return {
+            **counters,
+            "chunks_held": len(self._chunks),
+            "chunks_held_bytes": self._chunks.bytes,
+            "chunks_refused": self._chunks_refused,
+        }
+
+    def _add_counters(self, chunks: Chunks[Kept]) -> None:
+        for name, count in attrs.asdict(chunks.counters).items():
+            setattr(self._former_chunks, name, getattr(self._former_chunks, name) + count)
 
     def _messages_of(self, kept: Kept) -> list[Message]:
         """What a bundle holds, without what is larger than we take."""
@@ -1397,7 +1577,8 @@ class Node:
         behind = [each.reader for each in self._catching if not each.is_live]
         for each in tuple(self._ordered):
             if each not in behind:
-                driver.settle_order(each)
+                feeding = [at.chunks for at in self._catching if at.reader is each]
+                driver.settle_order(each, feeding[0] if feeding else self._chunks)
             self._settle_later(each)
 
     def _fact(self, effect: Effect) -> None:
@@ -1450,7 +1631,9 @@ class Node:
         if not self._answers:
             return
         reply = self._call("on_request", peer, message.payload)
-        if isinstance(reply, bytes) and len(reply) <= self.config.max_message_size:
+        if isinstance(reply, bytes) and len(reply) <= min(
+            self.config.max_message_size, wire.PAYLOAD_BYTES_MAX
+        ):
             driver.send_direct(peer, Direct(DirectKind.REPLY, message.seq, reply))
 
     def _link_up(self) -> None:
@@ -1518,6 +1701,9 @@ class Node:
     def _validate(self, bundle: Bundle) -> bool:
         driver = self._driver
         assert driver is not None
+        if bundle.is_chunk:
+            # It is forwarded as it comes; the whole is judged before it is handed over.
+            return True
         origin = driver.core.node_id_of(bundle.origin)
         assert origin is not None  # judged only once its record is known
         at = time.monotonic()

@@ -15,6 +15,7 @@ import attrs
 
 from plumtree_quic.errors import LocalProtocolError
 from plumtree_quic.ids import MemberKey, MessageId, NodeId
+from plumtree_quic.proto.chunks import Dropped
 from plumtree_quic.proto.fifo import HoldBack, Hole, IsAwaited, SeenThrough
 from plumtree_quic.store.contract import Kept
 
@@ -263,11 +264,23 @@ class Subscription(_Reader[Message]):
         dropped: messages that this reader was not given, because it was too far behind.
     """
 
-    def take(self, kept: Kept, messages: Sequence[Message], now: float) -> None:  # noqa: ARG002
+    def take(
+        self,
+        kept: Kept,  # noqa: ARG002
+        messages: Sequence[Message],
+        now: float,  # noqa: ARG002
+        last: int = 0,  # noqa: ARG002
+    ) -> None:
         """`messages` are what this reader may have of a bundle."""
         for message in messages:
             if self.wants(message.topic):
                 self.put(message)
+
+    def note_progress(self, kept: Kept, now: float) -> None:
+        """A piece of a large message has come: nobody waits for it here."""
+
+    def lose(self, origin: NodeId, dropped: Dropped[Kept], now: float) -> None:
+        """A large message was given up: what did not come is not told here."""
 
 
 class OrderedSubscription(_Reader[Message | Gap]):
@@ -293,7 +306,7 @@ class OrderedSubscription(_Reader[Message | Gap]):
         when_full: WhenFull = "disconnect",
     ) -> None:
         super().__init__(end, topic, own, buffer, when_full)
-        self._held: HoldBack[Message] = HoldBack(
+        self._held: HoldBack[Message | Hole] = HoldBack(
             hold_s=gap_timeout_s, quiet_s=quiet_s, items_max=buffer
         )
         self._names: dict[MemberKey, NodeId] = {}
@@ -321,16 +334,38 @@ class OrderedSubscription(_Reader[Message | Gap]):
         """
         self._held.begin(key, epoch, next_seq, now)
 
-    def take(self, kept: Kept, messages: Sequence[Message], now: float) -> None:
-        """A bundle is here, and `messages` are what this reader may have of it."""
+    def take(self, kept: Kept, messages: Sequence[Message], now: float, last: int = 0) -> None:
+        """A bundle is here, and `messages` are what this reader may have of it.
+
+        last: the last number of a message of which `kept` is the first piece.
+        """
         bundle = kept.bundle
         self._now = now
         self._names[bundle.origin] = kept.origin
         wanted = [each for each in messages if self.wants(each.topic)]
         out = self._held.put(
-            bundle.origin, bundle.epoch, bundle.first, bundle.last, wanted, now, bundle.previous
+            bundle.origin,
+            bundle.epoch,
+            bundle.first,
+            max(last, bundle.last),
+            wanted,
+            now,
+            bundle.previous,
         )
         self._hand_over(out)
+
+    def note_progress(self, kept: Kept, now: float) -> None:
+        """A piece of a large message has come: what waits for that waits on."""
+        bundle = kept.bundle
+        self._held.note_progress(bundle.origin, bundle.epoch, bundle.run[0], now)
+
+    def lose(self, origin: NodeId, dropped: Dropped[Kept], now: float) -> None:
+        """A large message was given up: that is a gap, at its place."""
+        self._now = now
+        key, epoch, first, last = dropped.origin, dropped.epoch, dropped.first, dropped.last
+        self._names[key] = origin
+        hole: Sequence[Message | Hole] = [Hole(key, epoch, first, last)]
+        self._hand_over(self._held.put(key, epoch, first, last, hole, now))
 
     def settle(self, seen: SeenThrough, awaited: IsAwaited, now: float, *, whole: bool) -> None:
         """Hand over what waits for nothing any more; see `HoldBack.settle`."""

@@ -33,6 +33,7 @@ from plumtree_quic.messages import (
     Bundle,
     Certificates,
     CertificatesWanted,
+    Chunk,
     Compression,
     Coverage,
     CoverageWanted,
@@ -66,6 +67,7 @@ from plumtree_quic.messages import (
     Rows,
     SignatureAlgorithm,
     Wanted,
+    chunk_span,
 )
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "FRAME_BYTES_MAX",
     "HELLO_BYTES_MAX",
     "MAJOR",
+    "MESSAGE_BYTES_MAX",
     "MINOR",
     "PAYLOAD_BYTES_MAX",
     "RECORDS_FRAME_BYTES_MAX",
@@ -91,6 +94,7 @@ __all__ = [
     "decode_datagram",
     "encode",
     "open_bundle",
+    "open_piece",
     "pack_record",
     "parse_bundle",
     "parse_record",
@@ -101,6 +105,7 @@ MAJOR, MINOR = 1, 0
 
 # Limits of the format; configuration may only narrow them (reliability bar, part E).
 PAYLOAD_BYTES_MAX = 65_536
+MESSAGE_BYTES_MAX = 64 << 20
 BUNDLE_BYTES_MAX = 65_536 + 1_024
 BUNDLE_MESSAGES_MAX = 1_024
 FRAME_BYTES_MAX = 65_536 + 2_048
@@ -153,6 +158,7 @@ _GOSSIP = 0x31
 _REPAIR, _DIGEST, _BUCKETS, _ROWS, _RECORDS_WANTED, _RECORDS = 0x41, 0x42, 0x43, 0x44, 0x45, 0x46
 _DIGEST_HASHES, _COVERAGE_WANTED, _COVERAGE = 0x14, 0x15, 0x16
 _DIRECT = 0x51
+_CHUNK = 0x61
 _PING, _ACK = 0x71, 0x72
 
 
@@ -487,8 +493,12 @@ def build_bundle(
     signed_at: int = 0,
     sign: Sign = _no_signature,
     previous: tuple[int, int] | None = None,
+    chunk: tuple[int, int, int] = (0, 1, 0),
 ) -> Bundle:
     """Encode 1..BUNDLE_MESSAGES_MAX `(topic, payload)` as messages first, first + 1, ...
+
+    chunk: (index, count, bytes of the whole) of a piece of a large message; then there is one
+    payload, which is that piece.
 
     The body is compressed when `zstd_level` is given, the body has at least `zstd_bytes_min`
     bytes, and it becomes smaller. Compress, then sign. The caller bounds sizes and topics.
@@ -516,9 +526,7 @@ def build_bundle(
             first,
             len(messages),
             names,
-            0,
-            1,
-            0,
+            *chunk,
             int(compression),
             body_bytes,
             int(algorithm),
@@ -543,9 +551,9 @@ def build_bundle(
         first=first,
         count=len(messages),
         topics=names,
-        chunk_index=0,
-        chunk_count=1,
-        chunk_bytes=0,
+        chunk_index=chunk[0],
+        chunk_count=chunk[1],
+        chunk_bytes=chunk[2],
         compression=compression,
         body_bytes=body_bytes,
         algorithm=algorithm,
@@ -582,7 +590,17 @@ def parse_bundle(raw: bytes) -> Bundle:
     chunk_count = _integer(fields[6], 1, CHUNKS_MAX)
     if chunk_index >= chunk_count:
         raise WireError("chunk index is not below the chunk count")
+    chunk_bytes = _integer(fields[7], 0, MESSAGE_BYTES_MAX)
     body_bytes = _integer(fields[9], 1, BUNDLE_BYTES_MAX)
+    if chunk_count > 1:
+        if count != 1 or len(topics) != 1:
+            raise WireError("a piece of a message holds more than that")
+        if first <= chunk_index or first - chunk_index + chunk_count - 1 > SEQ_MAX:
+            raise WireError("the pieces of a message have numbers that cannot be")
+        if body_bytes != _chunk_body_bytes(chunk_index, chunk_count, chunk_bytes):
+            raise WireError("a piece of a message is not as long as it must be")
+    elif chunk_bytes:
+        raise WireError("a whole message says how long its pieces are together")
     compression = Compression(_integer(fields[8], 0, max(Compression)))
     if compression is Compression.NONE and len(raw) - signature_end != body_bytes:
         raise WireError("bundle's body is not as long as it says")
@@ -594,7 +612,7 @@ def parse_bundle(raw: bytes) -> Bundle:
         topics=topics,
         chunk_index=chunk_index,
         chunk_count=chunk_count,
-        chunk_bytes=_integer(fields[7], 0, 1 << 27),
+        chunk_bytes=chunk_bytes,
         compression=compression,
         body_bytes=body_bytes,
         algorithm=_signature_algorithm(fields[10]),
@@ -605,6 +623,15 @@ def parse_bundle(raw: bytes) -> Bundle:
         raw=raw,
         previous=_previous(fields[1], fields[13:15]) if len(fields) >= 15 else None,
     )
+
+
+def _chunk_body_bytes(index: int, count: int, total: int) -> int:
+    """How long the body of a piece is; 0 when there is no such piece."""
+    span = chunk_span(index, count, total)
+    if span is None:
+        return 0
+    size = span[1] - span[0]
+    return 1 + len(varint(size)) + size
 
 
 def _previous(epoch: int, fields: Sequence[object]) -> tuple[int, int]:
@@ -637,6 +664,20 @@ def open_bundle(bundle: Bundle) -> list[tuple[str, bytes]]:
     return messages
 
 
+def open_piece(bundle: Bundle) -> bytes | memoryview:
+    """Return what a bundle holds of a large message. Raises WireError, as `open_bundle`."""
+    if bundle.compression is not Compression.NONE:
+        return open_bundle(bundle)[0][1]
+    # How long the body is, its header says and was checked: what stands before the payload is left.
+    span = chunk_span(bundle.chunk_index, bundle.chunk_count, bundle.chunk_bytes)
+    assert span is not None
+    size = span[1] - span[0]
+    body = memoryview(bundle.raw)[bundle.body_at :]
+    if body[:-size] != varint(0) + varint(size):
+        raise WireError("a piece of a message does not fit")
+    return body[-size:]
+
+
 def _decompress(packed: bytes, size: int) -> bytes:
     # The frame header is read first: python-zstandard allocates what it states and ignores
     # max_output_size when it does (reliability bar, part A2).
@@ -663,6 +704,8 @@ def encode(message: Message) -> bytes:
     match message:
         case Gossip(hop, bundle):
             return bytes((_GOSSIP, min(hop, HOP_MAX))) + bundle.raw
+        case Chunk(hop, bundle):
+            return bytes((_CHUNK, min(hop, HOP_MAX))) + bundle.raw
         case Repair(hop, bundle):
             return bytes((_REPAIR, min(hop, HOP_MAX))) + bundle.raw
         case Credit(consumed):
@@ -753,7 +796,19 @@ def decode_datagram(body: bytes) -> Ping | Ack | None:
 def _decode_gossip(body: bytes) -> Gossip:
     if len(body) < 2:
         raise WireError("bundle frame without a bundle")
-    return Gossip(body[1], parse_bundle(body[2:]))
+    bundle = parse_bundle(body[2:])
+    if bundle.chunk_count > 1:
+        raise WireError("a piece of a large message is pushed like a small one")
+    return Gossip(body[1], bundle)
+
+
+def _decode_chunk(body: bytes) -> Chunk:
+    if len(body) < 2:
+        raise WireError("bundle frame without a bundle")
+    bundle = parse_bundle(body[2:])
+    if bundle.chunk_count == 1:
+        raise WireError("what is no piece of a large message is pushed like one")
+    return Chunk(body[1], bundle)
 
 
 def _decode_repair(body: bytes) -> Repair:
@@ -946,6 +1001,7 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     _RECORDS_WANTED: _decode_records_wanted,
     _RECORDS: _decode_records,
     _DIRECT: _decode_direct,
+    _CHUNK: _decode_chunk,
 }
 
 
@@ -979,6 +1035,8 @@ class LinkEncoder:
                 return (bytes(out),)
             case Gossip(hop, bundle):
                 return (bytes((_GOSSIP, min(hop, HOP_MAX))), bundle.raw)
+            case Chunk(hop, bundle):
+                return (bytes((_CHUNK, min(hop, HOP_MAX))), bundle.raw)
             case Repair(hop, bundle):
                 return (bytes((_REPAIR, min(hop, HOP_MAX))), bundle.raw)
             case Digest(rows):

@@ -123,7 +123,7 @@ WRONG = {
     "optimization_threshold": (-1, 256),
     "ihave_batch_size": (0, 65),
     "graft_timeout": (0, 61),
-    "max_message_size": (0, 65_537),
+    "max_message_size": (0, 67_108_865),
     "graft_rate_limit_per_second": (0, -1, float("inf")),
     "graft_rate_limit_burst": (0,),
     "graft_max_retries": (-1, 17),

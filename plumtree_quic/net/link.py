@@ -262,6 +262,15 @@ class Link:
         out = self._out[lane]
         return out.consumed + self.engine.acknowledged_bytes(out.stream_id)
 
+    def written(self, lane: Lane) -> int:
+        """Bytes that were queued on `lane` since the link began."""
+        out = self._out[lane]
+        return out.queued + out.sent
+
+    def acknowledged(self, lane: Lane) -> int:
+        """How many of them the other side has acknowledged."""
+        return self.engine.acknowledged_bytes(self._out[lane].stream_id)
+
     def unacknowledged(self) -> int:
         """Bytes on all lanes that the other side has not acknowledged yet."""
         return sum(out.queued for out in self._out) + self.engine.unacknowledged_bytes()

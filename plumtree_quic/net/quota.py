@@ -19,6 +19,7 @@ from plumtree_quic.messages import (
     BucketHashes,
     Certificates,
     CertificatesWanted,
+    Chunk,
     Coverage,
     CoverageWanted,
     Digest,
@@ -59,6 +60,7 @@ REMEMBERED_S = 60.0
 # times what 1,000 nodes under churn would send.
 LIMITS: dict[type, tuple[float, float]] = {
     Gossip: (20_000.0, 40_000.0),
+    Chunk: (20_000.0, 40_000.0),
     Repair: (20_000.0, 40_000.0),
     Direct: (20_000.0, 40_000.0),
     IHave: (2_000.0, 8_000.0),
@@ -85,7 +87,8 @@ LIMITS: dict[type, tuple[float, float]] = {
 ANNOUNCED_PER_S = (200_000.0, 1_000_000.0)
 """Announcements in all IHave frames. A guess: 1,000 origins at 200 messages a second."""
 BYTES_PER_S = (256.0 * (1 << 20), 1024.0 * (1 << 20))
-"""On each of the lanes for bundles pushed, bundles asked for, and direct messages; frames of all
+"""On each of the lanes for bundles pushed, bundles asked for, pieces of large messages, and direct
+messages; frames of all
 other lanes are at most 64 KiB and few. Four times what one
 link carries at its best here (benchmarks/link.py)."""
 SIGNATURES_PER_S = (2_000.0, 20_000.0)
@@ -94,7 +97,7 @@ about 10,000 a second (benchmarks/signatures.py); one peer gets a fifth of it fo
 
 
 # What costs signature checks.
-_SIGNED = frozenset((Gossip, Repair, Facts, Records, Ping, Ack, Certificates))
+_SIGNED = frozenset((Gossip, Chunk, Repair, Facts, Records, Ping, Ack, Certificates))
 
 
 class Step(Enum):
@@ -111,7 +114,7 @@ class Step(Enum):
 
 def _size(message: Message) -> int:
     match message:
-        case Gossip(bundle=bundle) | Repair(bundle=bundle):
+        case Gossip(bundle=bundle) | Chunk(bundle=bundle) | Repair(bundle=bundle):
             return len(bundle.raw)
         case Direct():
             return len(message.payload)

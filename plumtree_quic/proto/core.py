@@ -19,6 +19,7 @@ from plumtree_quic.messages import (
     Ack,
     BucketHashes,
     Bundle,
+    Chunk,
     Coverage,
     CoverageWanted,
     Digest,
@@ -30,6 +31,7 @@ from plumtree_quic.messages import (
     GraftRefused,
     Hello,
     IHave,
+    Lane,
     MemberState,
     Message,
     Ping,
@@ -86,7 +88,7 @@ HOLD_S = 1.0
 EXPECTED_S = 10.0
 
 _SWIM = (Facts, Ping, Ack, BucketHashes, Rows, RecordsWanted, Records)
-_BUNDLES = (Gossip, Repair)
+_BUNDLES = (Gossip, Chunk, Repair)
 _PLUMTREE = (IHave, Graft, Prune, GraftRefused, DigestHashes, Digest)
 
 
@@ -108,7 +110,7 @@ class _LinkState:
     wanted_by_peer: bool
     dialled: str | None = None
     unwanted_since: float | None = None
-    parked: list[tuple[float, Gossip | Repair]] = attrs.field(factory=list)
+    parked: list[tuple[float, Gossip | Chunk | Repair]] = attrs.field(factory=list)
     parked_bytes: int = 0
 
 
@@ -368,17 +370,17 @@ class Core:
         """Somebody wants what was before our time: fetch what others still hold of it."""
         return list(self._plumtree.want_past(now))
 
-    def congested(self, peer: NodeId, now: float) -> list[Effect]:
-        """The link to `peer` has no room for pushes; they become announcements."""
-        return list(self._plumtree.congested(peer, now))
+    def congested(self, peer: NodeId, now: float, lane: Lane = Lane.GOSSIP) -> list[Effect]:
+        """The link to `peer` has no room for pushes on this lane; they become announcements."""
+        return list(self._plumtree.congested(peer, now, lane))
 
     def demote(self, peer: NodeId, now: float) -> list[Effect]:
         """The peer is above its limits: no tree goes through it any more."""
         return list(self._plumtree.demote(peer, now))
 
-    def drained(self, peer: NodeId, now: float) -> list[Effect]:
+    def drained(self, peer: NodeId, now: float, lane: Lane = Lane.GOSSIP) -> list[Effect]:
         """The link to `peer` has room again."""
-        return list(self._plumtree.drained(peer, now))
+        return list(self._plumtree.drained(peer, now, lane))
 
     def late(self, seconds: float, now: float) -> None:
         """This process was late by `seconds`: what fell into the stall accuses nobody."""
@@ -727,7 +729,7 @@ class Core:
     # --- bundles of origins that we do not know yet ---------------------------------------------
 
     def _park(
-        self, peer: NodeId, link: _LinkState, message: Gossip | Repair, now: float
+        self, peer: NodeId, link: _LinkState, message: Gossip | Chunk | Repair, now: float
     ) -> list[Effect]:
         size = len(message.bundle.raw)
         self._plumtree.came(peer, message.bundle, now)
@@ -742,7 +744,7 @@ class Core:
 
     def _release(self, peer: NodeId, link: _LinkState, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        waiting: list[tuple[float, Gossip | Repair]] = []
+        waiting: list[tuple[float, Gossip | Chunk | Repair]] = []
         for deadline, message in link.parked:
             if self.node_id_of(message.bundle.origin) is None:
                 waiting.append((deadline, message))
@@ -769,7 +771,9 @@ class Core:
             if not link.parked:
                 del self._parked[peer]
 
-    def _on_bundle(self, peer: NodeId, message: Gossip | Repair, now: float) -> list[Effect]:
+    def _on_bundle(
+        self, peer: NodeId, message: Gossip | Chunk | Repair, now: float
+    ) -> list[Effect]:
         bundle = message.bundle
         if (
             self._judge is not None

@@ -8,7 +8,7 @@ they cross that boundary.
 import attrs
 
 from plumtree_quic.ids import MemberKey, NodeId
-from plumtree_quic.messages import Ack, Bundle, Gossip, Message, Ping, Range, Record
+from plumtree_quic.messages import Ack, Bundle, Chunk, Gossip, Message, Ping, Range, Record
 
 __all__ = [
     "Covered",
@@ -56,10 +56,10 @@ class Send:
 
 @attrs.frozen
 class Push:
-    """Queue one and the same gossip frame on the links to all of `peers`."""
+    """Queue one and the same frame, of gossip or bulk lane, on the links to all of `peers`."""
 
     peers: tuple[NodeId, ...]
-    message: Gossip
+    message: Gossip | Chunk
 
 
 @attrs.frozen

@@ -8,7 +8,7 @@ Where the older one ends, the first bundle of the newer one says; an origin that
 its former lives cannot say it, and then quiet must do.
 """
 
-from bisect import insort
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -158,10 +158,17 @@ class HoldBack(Generic[_T]):
                 self._next_epoch(origin, known, now, out)
             self._tidy(origin)
             return out
+        at = bisect_left(stream.firsts, first)
+        if (at and stream.held[stream.firsts[at - 1]][0] >= first) or (
+            at < len(stream.firsts) and stream.firsts[at] <= last
+        ):
+            # Its origin used a number twice; who came first has it.
+            self.late += last - first + 1
+            return out
         if not stream.firsts:
             stream.blocked_at = now
         stream.held[first] = (last, items)
-        insort(stream.firsts, first)
+        stream.firsts.insert(at, first)
         self.held += len(items)
         self._load += len(items) + 1
         known.load += len(items) + 1
@@ -175,6 +182,13 @@ class HoldBack(Generic[_T]):
             most = max(self._waiting, key=lambda each: self._origins[each].load)
             out += self._give_up(most, now)
         return out
+
+    def note_progress(self, origin: MemberKey, epoch: int, first: int, now: float) -> None:
+        """Part of what begins at `first`, and holds others up, has just come: it is not late."""
+        known = self._origins.get(origin)
+        stream = known.epochs.get(epoch) if known is not None else None
+        if stream is not None and stream.next_seq in (None, first):
+            stream.blocked_at = now
 
     def settle(
         self, seen: SeenThrough, awaited: IsAwaited, now: float, *, whole: bool = False

@@ -27,6 +27,7 @@ from plumtree_quic.intervals import Intervals
 from plumtree_quic.messages import (
     Announcement,
     Bundle,
+    Chunk,
     Digest,
     DigestHashes,
     Gossip,
@@ -34,6 +35,7 @@ from plumtree_quic.messages import (
     GraftEntry,
     GraftRefused,
     IHave,
+    Lane,
     Prune,
     Range,
     RefusedReason,
@@ -252,6 +254,8 @@ class Plumtree:
         self._free_bits: list[int] = []
         self._all = 0
         self._congested = 0
+        # Those that have no room for pieces of large messages.
+        self._bulk_congested = 0
         # Links that cross the border of our zone, and how many members the zone has.
         self._far = 0
         self._zone_members = 1
@@ -322,6 +326,7 @@ class Plumtree:
         self._all &= keep
         self._far &= keep
         self._congested &= keep
+        self._bulk_congested &= keep
         self._owed.forget_link(link.bit)
         self._sync.link_down(peer)
         was_bridge = link.far and bool(self._own.origin.pushes & link.bit)
@@ -368,18 +373,36 @@ class Plumtree:
             link.crossing_s = rtt_s / 2 if crossing_s is None else crossing_s
             link.silent_after_s = silent_after_s
 
-    def congested(self, peer: NodeId, now: float) -> list[Effect]:  # noqa: ARG002
-        """No room for pushes on this link: until `drained`, they become announcements."""
+    def congested(
+        self,
+        peer: NodeId,
+        now: float,  # noqa: ARG002
+        lane: Lane = Lane.GOSSIP,
+    ) -> list[Effect]:
+        """No room for pushes on this lane: until `drained`, they become announcements. What is
+        large is not pushed either where the small has no room.
+        """
         link = self._links.get(peer)
         if link is not None:
-            self._congested |= link.bit
+            if lane is Lane.BULK:
+                self._bulk_congested |= link.bit
+            else:
+                self._congested |= link.bit
         return []
 
-    def drained(self, peer: NodeId, now: float) -> list[Effect]:  # noqa: ARG002
+    def drained(
+        self,
+        peer: NodeId,
+        now: float,  # noqa: ARG002
+        lane: Lane = Lane.GOSSIP,
+    ) -> list[Effect]:
         """There is room again."""
         link = self._links.get(peer)
         if link is not None:
-            self._congested &= ~link.bit
+            if lane is Lane.BULK:
+                self._bulk_congested &= ~link.bit
+            else:
+                self._congested &= ~link.bit
         return []
 
     def demote(self, peer: NodeId, now: float) -> list[Effect]:
@@ -505,7 +528,9 @@ class Plumtree:
     def receive(
         self,
         peer: NodeId,
-        message: (Gossip | Repair | IHave | Graft | Prune | GraftRefused | DigestHashes | Digest),
+        message: (
+            Gossip | Chunk | Repair | IHave | Graft | Prune | GraftRefused | DigestHashes | Digest
+        ),
         now: float,
     ) -> list[Effect]:
         """A message that came on the link to `peer`; bundles are verified."""
@@ -516,7 +541,7 @@ class Plumtree:
         match message:
             case IHave():
                 return self._on_ihave(link, message, now)
-            case Gossip():
+            case Gossip() | Chunk():
                 return self._on_gossip(link, message, now)
             case Repair():
                 return self._on_repair(link, message, now)
@@ -533,7 +558,7 @@ class Plumtree:
             case Digest():
                 return self._on_digest(link, message, now)
 
-    def refuse(self, peer: NodeId, message: Gossip | Repair, now: float) -> list[Effect]:
+    def refuse(self, peer: NodeId, message: Gossip | Chunk | Repair, now: float) -> list[Effect]:
         """The application rejects this bundle: seen, but not delivered, held or forwarded."""
         link = self._links.get(peer)
         bundle = message.bundle
@@ -546,11 +571,11 @@ class Plumtree:
             self.counters.tree_refused += 1
             self._take(stream, bundle, now)
             effects.append(Skipped(*stream.key, bundle.first, bundle.last))
-            if isinstance(message, Gossip):
+            if not isinstance(message, Repair):
                 self._note_parent(stream.origin, link, now, effects)
             else:
                 self._sync.taken(peer, stream.key, bundle.count, len(bundle.raw), now)
-        elif isinstance(message, Gossip):
+        elif not isinstance(message, Repair):
             self._on_duplicate(stream, link, message, now, effects)
         return effects
 
@@ -560,7 +585,7 @@ class Plumtree:
 
     # --- bundles --------------------------------------------------------------------------------
 
-    def _on_gossip(self, link: _Link, message: Gossip, now: float) -> list[Effect]:
+    def _on_gossip(self, link: _Link, message: Gossip | Chunk, now: float) -> list[Effect]:
         bundle = message.bundle
         effects: list[Effect] = []
         stream = self._streams.get((bundle.origin, bundle.epoch)) or self._open(
@@ -637,7 +662,7 @@ class Plumtree:
             self._ask_on(link, now, effects)
         return effects
 
-    def _delivery(self, stream: _Stream, message: Gossip | Repair, link: _Link) -> Deliver:
+    def _delivery(self, stream: _Stream, message: Gossip | Chunk | Repair, link: _Link) -> Deliver:
         bundle = message.bundle
         history = bool(stream.past) and stream.past.overlaps(bundle.first, bundle.last)
         if history:
@@ -772,11 +797,14 @@ class Plumtree:
             self._sweep_at = now + self._config.message_cache_ttl
         if link is not None:
             known |= link.bit
-        pushed = origin.pushes & ~(known | self._congested)
+        full = self._congested
+        if bundle.chunk_count > 1:
+            full |= self._bulk_congested
+        pushed = origin.pushes & ~(known | full)
         if pushed:
             peers = origin.targets if pushed == origin.targets_mask else self._aim(origin, pushed)
             self.counters.tree_pushed += len(peers)
-            effects.append(Push(peers, Gossip(hop + 1 if hop < HOP_MAX else HOP_MAX, bundle)))
+            effects.append(Push(peers, _pushed(hop, bundle)))
         owed = self._all & ~(known | pushed)
         if owed:
             batch = self._owed
@@ -797,7 +825,12 @@ class Plumtree:
         return origin.targets
 
     def _on_duplicate(
-        self, stream: _Stream, link: _Link, message: Gossip, now: float, effects: list[Effect]
+        self,
+        stream: _Stream,
+        link: _Link,
+        message: Gossip | Chunk,
+        now: float,
+        effects: list[Effect],
     ) -> None:
         """A second copy was pushed: by any link but the parent, that was one too many."""
         bundle = message.bundle
@@ -1425,8 +1458,7 @@ class Plumtree:
                 owed.mask &= ~link.bit
                 for held in stream.shelf.between(owed.first, owed.last):
                     self.counters.tree_pushed += 1
-                    gossip = Gossip(min(held.hop + 1, HOP_MAX), held.bundle)
-                    effects.append(Push((link.peer,), gossip))
+                    effects.append(Push((link.peer,), _pushed(held.hop, held.bundle)))
 
     def _serve(
         self, link: _Link, entry: GraftEntry, stream: _Stream, room: int, effects: list[Effect]
@@ -1771,6 +1803,12 @@ class Plumtree:
             "missing_ranges": len(self._missing),
             "streams": len(self._streams) - 1,
         }
+
+
+def _pushed(hop: int, bundle: Bundle) -> Gossip | Chunk:
+    """What is pushed of a bundle that crossed `hop` links to us."""
+    kind = Chunk if bundle.chunk_count > 1 else Gossip
+    return kind(hop + 1 if hop < HOP_MAX else HOP_MAX, bundle)
 
 
 def _merge(ranges: list[Range]) -> list[Range]:

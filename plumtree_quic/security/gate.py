@@ -22,6 +22,7 @@ from plumtree_quic.messages import (
     Bundle,
     Certificates,
     CertificatesWanted,
+    Chunk,
     Digest,
     Fact,
     Facts,
@@ -55,7 +56,9 @@ ASK_AGAIN_S = 2.0
 FACTS_REMEMBERED_MAX = 4_096
 # What is signed, or concerns what signatures are checked with; all else says nothing that counts
 # beyond the link that it came on.
-_JUDGED = frozenset((Gossip, Repair, Facts, Ping, Ack, Records, CertificatesWanted, Certificates))
+_JUDGED = frozenset(
+    (Gossip, Chunk, Repair, Facts, Ping, Ack, Records, CertificatesWanted, Certificates)
+)
 # Certificates are served to a link at most this often; an honest one asks once per new key.
 SERVED_PER_S = 64.0
 SERVED_BURST = 256.0
@@ -119,7 +122,7 @@ def _own_alone(message: Message, key: MemberKey) -> Message | None:
     Its DigestHashes only ask, and pass; of its Digest its own rows count.
     """
     match message:
-        case Gossip(bundle=bundle) | Repair(bundle=bundle):
+        case Gossip(bundle=bundle) | Chunk(bundle=bundle) | Repair(bundle=bundle):
             return message if bundle.origin == key else None
         case IHave(announcements):
             return IHave(tuple(each for each in announcements if each.origin == key))
@@ -263,7 +266,7 @@ class Gate:
                 return out
             message = allowed
         match message:
-            case Gossip(bundle=bundle) | Repair(bundle=bundle):
+            case Gossip(bundle=bundle) | Chunk(bundle=bundle) | Repair(bundle=bundle):
                 self._admit_bundle(peer, message, bundle, now, out)
             case Facts() | Ping() | Ack() | Records():
                 self._admit_facts(peer, message, now, out)

@@ -21,9 +21,10 @@ import attrs
 from plumtree_quic import wire
 from plumtree_quic.catchup import CatchUp, Place
 from plumtree_quic.config import PlumtreeConfig, StorageConfig
-from plumtree_quic.ids import MemberKey, member_key
+from plumtree_quic.ids import MemberKey, NodeId, member_key
 from plumtree_quic.intervals import Intervals
 from plumtree_quic.messages import Bundle
+from plumtree_quic.proto.chunks import Dropped
 from plumtree_quic.proto.fifo import HoldBack, Hole
 from plumtree_quic.sim.cluster import Cluster, Host
 from plumtree_quic.sim.faults import Blow, Storm, Weather
@@ -127,7 +128,19 @@ class _Reader:
     def fail(self, error: str) -> None:
         raise Violation(f"{self._host.name}: {error}")
 
-    def take(self, kept: Kept, messages: Sequence[Message], now: float) -> None:
+    def note_progress(self, kept: Kept, now: float) -> None:
+        """Nothing large is broadcast here."""
+
+    def lose(self, origin: NodeId, dropped: Dropped[Kept], now: float) -> None:
+        """Nothing large is broadcast here."""
+
+    def take(
+        self,
+        kept: Kept,
+        messages: Sequence[Message],
+        now: float,
+        last: int = 0,  # noqa: ARG002
+    ) -> None:
         bundle = kept.bundle
         key, epoch = bundle.origin, bundle.epoch
         self._hand_over(

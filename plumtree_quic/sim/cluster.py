@@ -16,6 +16,7 @@ from plumtree_quic.ledger import Ledger
 from plumtree_quic.messages import (
     Ack,
     Bundle,
+    Chunk,
     Digest,
     Fact,
     Gossip,
@@ -638,7 +639,7 @@ class Host:
         self.cluster.journal.on_told(end, message)
         end.send(message)
 
-    def _push(self, peer: NodeId, message: Gossip) -> None:
+    def _push(self, peer: NodeId, message: Gossip | Chunk) -> None:
         end = self.links.get(peer)
         if end is None:
             return
@@ -647,10 +648,10 @@ class Host:
         if replay and self._rng.random() < replay:
             wait = self._rng.uniform(*REPEATED_AFTER_S)
             self.cluster.time.after(wait, self._repeat, end, message)
-        if end.room(Lane.GOSSIP) <= 0 and peer not in self._blocked:
+        if isinstance(message, Gossip) and end.room(Lane.GOSSIP) <= 0 and peer not in self._blocked:
             self._look_at_blocked(end, self.cluster.time.now)
 
-    def _repeat(self, end: End, message: Gossip) -> None:
+    def _repeat(self, end: End, message: Gossip | Chunk) -> None:
         if end.up and self.awake():
             end.send(message)
 

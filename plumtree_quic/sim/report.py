@@ -22,6 +22,7 @@ import attrs
 from plumtree_quic.ids import MemberKey, NodeId
 from plumtree_quic.messages import (
     Bundle,
+    Chunk,
     Digest,
     DigestRow,
     Gossip,
@@ -45,7 +46,7 @@ __all__ = ["Detection", "Journal", "Life", "Report", "Story", "Violation"]
 
 TOLD_SLACK_S = 0.001
 UNHASHED_MAX = 10_000
-_BUNDLES = (Gossip, Repair)
+_BUNDLES = (Gossip, Chunk, Repair)
 _MEMBER_FACTS = (MemberJoined, MemberUpdated, MemberSuspected, MemberFailed, MemberLeft)
 
 
@@ -191,7 +192,7 @@ class Journal:
             item = self._find(message.bundle, "arrives")
             item.copies += 1
             zones = end.network.zones
-            if isinstance(message, Gossip) and zones[end.peer] != zones[end.owner.id]:
+            if isinstance(message, Gossip | Chunk) and zones[end.peer] != zones[end.owner.id]:
                 item.crossings += 1
         elif isinstance(message, Digest):
             end.digests.append(message)

@@ -52,7 +52,8 @@ class Kept:
 
     at: the arrival number of its first message; 0 where there is no store. hop: links that it
     crossed to us; 0 for our own. origin: who broadcast it. history: from before our time; for
-    readers alone that asked for what was.
+    readers alone that asked for what was. link: who brought it just now; None for our own, and for
+    what was read again.
     """
 
     at: int
@@ -60,6 +61,7 @@ class Kept:
     hop: int
     origin: NodeId
     history: bool = False
+    link: NodeId | None = None
 
     @property
     def next_at(self) -> int:

@@ -5,7 +5,15 @@ from pathlib import Path
 
 from plumtree_quic.messages import Lane
 from tests.rigs.handshakes import PKI
-from tests.rigs.wire_examples import BARE_BUNDLE, BUNDLE, RECORD, ZSTD_BUNDLE, golden, lane_of
+from tests.rigs.wire_examples import (
+    BARE_BUNDLE,
+    BUNDLE,
+    PIECE,
+    RECORD,
+    ZSTD_BUNDLE,
+    golden,
+    lane_of,
+)
 
 FOLDER = Path(__file__).parent / "corpus"
 
@@ -31,7 +39,7 @@ def made(target: str) -> list[bytes]:
                 if len(body) < 4_096
             ]
         case "bundle":
-            return [each.raw for each in (BUNDLE, BARE_BUNDLE, ZSTD_BUNDLE)]
+            return [each.raw for each in (BUNDLE, BARE_BUNDLE, ZSTD_BUNDLE, PIECE)]
         case "record":
             return [RECORD.raw, *(body[1:] for body in bodies if body[0] in (1, 4, 7, 0x46))]
         case "digest":

@@ -19,6 +19,7 @@ from plumtree_quic.messages import (
     IHave,
     Lane,
     Prune,
+    chunk_span,
 )
 from plumtree_quic.net.engine import EngineFailed
 from plumtree_quic.net.framing import FRAME_BYTES_MAX_OF, FrameReader
@@ -108,8 +109,12 @@ def bundle(data: bytes) -> None:
     header, body = parsed.signed_parts
     assert header + body
     assert parsed.says_the_same(wire.parse_bundle(parsed.raw))
-    _gate().admit(OTHER, wire.decode(Lane.GOSSIP, b"\x31\x01" + data), 1.0)
+    lane = Lane.BULK if parsed.is_chunk else Lane.GOSSIP
+    _gate().admit(OTHER, wire.decode(lane, bytes(((lane << 4) + 1, 1)) + data), 1.0)
     try:
+        if parsed.is_chunk:
+            first, end = chunk_span(parsed.chunk_index, parsed.chunk_count, parsed.chunk_bytes)
+            assert len(wire.open_piece(parsed)) == end - first
         messages = wire.open_bundle(parsed)
     except WireError:
         return

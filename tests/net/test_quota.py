@@ -8,6 +8,7 @@ from plumtree_quic.messages import (
     Ack,
     Announcement,
     BucketHashes,
+    Chunk,
     Credit,
     Direct,
     DirectKind,
@@ -21,7 +22,7 @@ from plumtree_quic.messages import (
 )
 from plumtree_quic.net import quota
 from plumtree_quic.net.quota import LIMITS, Accounts, PeerQuota, Step
-from tests.rigs.wire_examples import BUNDLE, KEY_A
+from tests.rigs.wire_examples import BUNDLE, KEY_A, PIECE
 
 FACTS = Facts(())
 
@@ -50,6 +51,7 @@ def test_a_burst_and_the_rate_are_looked_at_and_what_is_above_is_not(kind):
     examples = {
         IHave: IHave(()),
         Gossip: Gossip(1, BUNDLE),
+        Chunk: Chunk(1, PIECE),
         Repair: Repair(1, BUNDLE),
         Direct: Direct(DirectKind.MESSAGE, 1, b""),
     }

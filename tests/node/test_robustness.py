@@ -482,17 +482,17 @@ async def test_a_parent_is_held_while_a_child_has_no_room_and_released_whatever_
         for end in ("unblock", "link down", "time"):
             await until(lambda: driver._endpoint.link(b.id) and driver._endpoint.link(c.id))
             now = driver._loop.time()
-            driver._blocked[c.id] = _Blocked(now, now, 0)
-            driver._blocked_by[c.id] = {b.id: None}
-            driver._hold(b.id, True)
+            driver._blocked[c.id, Lane.GOSSIP] = _Blocked(now, now, 0)
+            driver._blocked_by[c.id, Lane.GOSSIP] = {b.id: None}
+            driver._hold((b.id, Lane.GOSSIP), True)
             assert driver._endpoint.link(b.id)._held[Lane.GOSSIP]
             match end:
                 case "unblock":
-                    driver._on_writable(c.id, now)
+                    driver._on_writable((c.id, Lane.GOSSIP), now)
                 case "link down":
                     driver._endpoint.link(c.id).close(0x10, "test", now)
                     driver._schedule_turn()
-                    await until(lambda: c.id not in driver._blocked)
+                    await until(lambda: not driver._blocked)
                 case "time":
                     driver._fire_blocked(now + 5.0)
                     driver._congested.clear()
@@ -505,12 +505,12 @@ async def test_a_replaced_parent_link_stays_held_until_released(pki):
     async with cluster(pki, "ab") as (a, b):
         driver = a._driver
         old = driver._endpoint.link(b.id)
-        driver._hold(b.id, True)
+        driver._hold((b.id, Lane.GOSSIP), True)
         assert driver._endpoint.replace(b.id, driver._loop.time())
         driver._schedule_turn()
         await until(lambda: driver._endpoint.link(b.id) is not old)
         assert driver._endpoint.link(b.id)._held[Lane.GOSSIP]
-        driver._hold(b.id, False)
+        driver._hold((b.id, Lane.GOSSIP), False)
         assert not driver._endpoint.link(b.id)._held[Lane.GOSSIP]
 
 

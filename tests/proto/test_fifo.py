@@ -294,3 +294,29 @@ def test_a_stream_begins_at_its_beginning_where_all_before_our_time_is_known():
     rig.see(1, 4, origin=B)
     rig.put(5, origin=B)
     assert seqs(rig.settle(whole=True)) == [5]
+
+
+def test_what_holds_others_up_is_not_late_while_parts_of_it_come():
+    rig = Rig()
+    rig.put(1)
+    rig.put(9)
+    for _ in range(5):
+        rig.now += HOLD_S - 1
+        rig.back.note_progress(A, 1, 2, rig.now)
+        assert rig.settle() == []
+    rig.back.note_progress(A, 1, 5, rig.now + 5)  # nobody waits for that yet
+    rig.back.note_progress(A, 3, 2, rig.now)
+    rig.back.note_progress(B, 1, 2, rig.now)
+    assert seqs(rig.settle(HOLD_S)) == [Hole(A, 1, 2, 8), 9]
+
+
+def test_who_uses_a_number_twice_has_it_once_and_stops_nobody():
+    rig = Rig()
+    rig.put(1)
+    assert rig.back.put(A, 1, 3, 6, [(A, 1, 3)], rig.now) == []
+    for first, last in ((3, 3), (4, 5), (6, 9), (2, 3)):
+        assert rig.back.put(A, 1, first, last, [(A, 1, first)], rig.now) == []
+    assert rig.back.held == 1
+    assert rig.back.late == 1 + 2 + 4 + 2
+    assert seqs(rig.put(2)) == [2, 3]
+    assert seqs(rig.put(7)) == [7]

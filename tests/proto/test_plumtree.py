@@ -8,6 +8,7 @@ import pytest
 from plumtree_quic.config import PlumtreeConfig, SyncConfig
 from plumtree_quic.messages import (
     Announcement,
+    Chunk,
     Digest,
     DigestHashes,
     DigestRow,
@@ -16,6 +17,7 @@ from plumtree_quic.messages import (
     GraftEntry,
     GraftRefused,
     IHave,
+    Lane,
     Prune,
     RefusedReason,
     Repair,
@@ -1131,6 +1133,36 @@ def test_pushes_to_a_congested_link_become_announcements_until_it_has_drained():
     assert announced(me.advance(2.0)) == {P[1]: [(2, 2, 1)]}
     me.drained(P[1], 2.0)
     assert pushed_to(me.receive(P[0], gossip(3), 2.0)) == [P[1], P[2], P[3]]
+
+
+def test_pieces_of_large_messages_are_pushed_as_such_and_small_ones_as_ever():
+    me = up()
+    grow(me)
+    piece = Chunk(1, bundle(2, chunk=(0, 2, 4), payload=b"xx"))
+    effects = me.receive(P[0], piece, 1.0)
+    assert delivered(effects) == [2]
+    (push,) = [e for e in effects if isinstance(e, Push)]
+    assert push.message == Chunk(2, piece.bundle)
+    assert announced(me.advance(2.0)) == {}
+    (push,) = [e for e in me.receive(P[0], gossip(4), 2.0) if isinstance(e, Push)]
+    assert type(push.message) is Gossip
+    ((_, repair),) = sent(me.receive(P[1], ask((2, 2)), 3.0), Repair)
+    assert repair.bundle is piece.bundle
+
+
+def test_a_full_bulk_lane_turns_pieces_into_announcements_and_nothing_else():
+    me = up()
+    grow(me)
+    pieces = [Chunk(1, bundle(2 + n, chunk=(n, 3, 6), payload=b"xx")) for n in range(3)]
+    me.congested(P[1], 1.0, Lane.BULK)
+    assert pushed_to(me.receive(P[0], pieces[0], 1.0)) == [P[2], P[3]]
+    assert pushed_to(me.receive(P[0], gossip(5), 1.0)) == [P[1], P[2], P[3]]
+    assert announced(me.advance(2.0)) == {P[1]: [(2, 2, 1)]}
+    assert len(repairs(me.receive(P[1], ask((2, 2)), 2.0))) == 1
+    me.drained(P[1], 2.0, Lane.BULK)
+    assert pushed_to(me.receive(P[0], pieces[1], 2.0)) == [P[1], P[2], P[3]]
+    me.congested(P[1], 3.0)
+    assert pushed_to(me.receive(P[0], pieces[2], 3.0)) == [P[2], P[3]]
 
 
 def test_the_child_behind_a_congested_link_gets_busy_to_graft_elsewhere():

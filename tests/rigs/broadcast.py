@@ -23,9 +23,13 @@ def key(name: str) -> MemberKey:
     return member_key(node(name))
 
 
-def bundle(first, *, origin="o", epoch=1, count=1, payload=b"x"):
+def bundle(first, *, origin="o", epoch=1, count=1, payload=b"x", chunk=(0, 1, 0)):
     return build_bundle(
-        origin=key(origin), epoch=epoch, first=first, messages=[("", payload)] * count
+        origin=key(origin),
+        epoch=epoch,
+        first=first,
+        messages=[("", payload)] * count,
+        chunk=chunk,
     )
 
 

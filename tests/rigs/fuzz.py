@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from plumtree_quic.errors import WireError
-from plumtree_quic.messages import Gossip, Lane, Repair
-from plumtree_quic.wire import LinkDecoder, decode_datagram, open_bundle
+from plumtree_quic.messages import Chunk, Gossip, Lane, Repair
+from plumtree_quic.wire import LinkDecoder, decode_datagram, open_bundle, open_piece
 from tests.rigs.wire_examples import golden
 
 INTERESTING = (0x00, 0x01, 0x3F, 0x40, 0x7F, 0x80, 0x90, 0xC0, 0xC1, 0xC4, 0xC6, 0xC9, 0xD9, 0xDD)
@@ -62,8 +62,10 @@ def fuzz(seed: int, count: int) -> Counter[str]:
         lane = Lane((body[0] >> 4) % 7 if body else 0)
         try:
             message = decode_datagram(body) if body[:1] >= b"\x70" else decoder.decode(lane, body)
-            if isinstance(message, Gossip | Repair):
+            if isinstance(message, Gossip | Chunk | Repair):
                 open_bundle(message.bundle)
+                if message.bundle.is_chunk:
+                    open_piece(message.bundle)
         except WireError:
             outcomes["refused"] += 1
             decoder = LinkDecoder()

@@ -15,6 +15,7 @@ from plumtree_quic.messages import (
     BucketHashes,
     Certificates,
     CertificatesWanted,
+    Chunk,
     Coverage,
     CoverageWanted,
     Credit,
@@ -101,6 +102,15 @@ ZSTD_BUNDLE = build_bundle(
     origin=KEY_A, epoch=EPOCH, first=44, messages=[("log", b"again " * 100)], zstd_level=3, **SIGNED
 )
 
+PIECE = build_bundle(
+    origin=KEY_A,
+    epoch=EPOCH,
+    first=46,
+    messages=[("film", b"second half")],
+    chunk=(1, 2, 23),
+    **SIGNED,
+)
+
 # name -> messages that one side writes, in order, on one link. What zstd packs to depends on its
 # version, so those bytes are only read, never compared with what is packed today.
 STREAMS: dict[str, tuple[Message, ...]] = {
@@ -141,6 +151,8 @@ STREAMS: dict[str, tuple[Message, ...]] = {
     "gossip": (Gossip(1, BUNDLE), Gossip(2, BARE_BUNDLE)),
     "gossip zstd": (Gossip(255, ZSTD_BUNDLE),),
     "repair": (Repair(3, BUNDLE),),
+    "chunk": (Chunk(2, PIECE),),
+    "repair of a chunk": (Repair(4, PIECE),),
     "digest": (
         Digest(
             (

@@ -11,6 +11,7 @@ from plumtree_quic.messages import (
     BucketHashes,
     Certificates,
     CertificatesWanted,
+    Chunk,
     Digest,
     DigestHashes,
     DigestRow,
@@ -140,14 +141,14 @@ def altered(bundle):
 # --- bundles ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("carrier", [Gossip, Repair])
+@pytest.mark.parametrize("carrier", [Gossip, Chunk, Repair])
 def test_a_bundle_that_its_origin_signed_passes(rig, carrier):
     message = carrier(1, rig.knows(A).bundle(A))
     out = rig.gate.admit(B, message, 0.0)
     assert (out.messages, out.replies, out.refusals) == ([message], [], [])
 
 
-@pytest.mark.parametrize("carrier", [Gossip, Repair])
+@pytest.mark.parametrize("carrier", [Gossip, Chunk, Repair])
 def test_a_bundle_that_a_relay_altered_is_refused_and_a_strike(rig, carrier):
     message = carrier(1, altered(rig.knows(A).bundle(A)))
     out = rig.gate.admit(B, message, 0.0)
@@ -173,7 +174,7 @@ def test_what_passes_without_a_look_is_what_admit_lets_through_as_it_is(rig):
         else:
             judged.add(type(message))
     assert judged == {
-        Gossip, Repair, Facts, Ping, Ack, Records, CertificatesWanted, Certificates
+        Gossip, Chunk, Repair, Facts, Ping, Ack, Records, CertificatesWanted, Certificates
     }  # fmt: skip
 
 
@@ -452,11 +453,12 @@ def test_the_record_of_who_may_not_join_is_taken_out(rig):
 def test_who_may_not_relay_speaks_for_itself_alone(rig):
     rig.knows(A, B)
     rig.gate.use_policy(Rules(relay=[B]))
-    own, other = Gossip(1, rig.bundle(B)), Gossip(2, rig.bundle(A))
-    assert rig.gate.admit(B, own, 0.0).messages == [own]
-    out = rig.gate.admit(B, other, 0.0)
-    assert (out.messages, out.strikes) == ([], 0)
-    assert out.refusals[0].verdict is Verdict.NOT_ALLOWED
+    for kind in (Gossip, Chunk, Repair):
+        own, other = kind(1, rig.bundle(B)), kind(2, rig.bundle(A))
+        assert rig.gate.admit(B, own, 0.0).messages == [own]
+        out = rig.gate.admit(B, other, 0.0)
+        assert (out.messages, out.strikes) == ([], 0)
+        assert out.refusals[0].verdict is Verdict.NOT_ALLOWED
     mine, yours = (Announcement(member_key(node), 1, 1, 1, 0) for node in (B, A))
     assert rig.gate.admit(B, IHave((mine, yours)), 0.0).messages == [IHave((mine,))]
     rows = tuple(DigestRow(member_key(node), 1, ((1, 1),)) for node in (A, B))

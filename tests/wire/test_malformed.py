@@ -13,6 +13,7 @@ from plumtree_quic.errors import ConfigError, WireError
 from plumtree_quic.ids import NodeId
 from plumtree_quic.messages import (
     LANE_OF,
+    Chunk,
     Compression,
     Credit,
     DirectKind,
@@ -134,7 +135,7 @@ def test_f02_a_frame_cut_at_any_byte_delivers_nothing(name):
         for cut in range(len(body)):
             try:
                 (got,) = read([body[:cut]]) if cut else (wire.decode(Lane.CONTROL, b""),)
-                if isinstance(got, Gossip | Repair):
+                if isinstance(got, Gossip | Chunk | Repair):
                     wire.open_bundle(got.bundle)
             except WireError:
                 continue
@@ -183,7 +184,7 @@ def test_f04_f05_a_declared_length_that_is_not_there_costs_nothing(kind, bomb):
 def test_f04_a_bundle_with_a_wrong_length_is_refused(raw):
     with pytest.raises(WireError):
         wire.parse_bundle(raw)
-    for kind in (0x31, 0x41):
+    for kind in (0x31, 0x41, 0x61):
         refused(kind, b"\x01" + raw)
 
 
@@ -519,8 +520,8 @@ BUNDLE_NUMBERS = {
     "first": (2, 1, wire.SEQ_MAX),
     "count": (3, 1, wire.BUNDLE_MESSAGES_MAX),
     "chunk_index": (5, 0, 0),
-    "chunk_count": (6, 1, wire.CHUNKS_MAX),
-    "chunk_bytes": (7, 0, 1 << 27),
+    "chunk_count": (6, 1, 1),
+    "chunk_bytes": (7, 0, 0),
     "algorithm": (10, 0, 4),
     "signed_at": (12, 0, wire.MILLISECONDS_MAX),
 }
@@ -645,14 +646,65 @@ def test_f10_topics_of_a_bundle_are_named_once_and_at_least_one():
             wire.parse_bundle(bundle(with_field(BUNDLE_FIELDS, 4, topics)))
 
 
-def test_f10_a_chunk_index_is_below_the_chunk_count():
-    def chunk(index, count):
-        return bundle(with_field(with_field(BUNDLE_FIELDS, 5, index), 6, count))
+def piece(index, count, total, first=5_000, body=b"\x00\x02hi", **others):
+    """A bundle whose header says that it is a piece of a message of `total` bytes."""
+    fields = [*BUNDLE_FIELDS]
+    fields[2], fields[5], fields[6], fields[7], fields[9] = first, index, count, total, len(body)
+    for name, value in others.items():
+        fields[{"count_": 3, "topics": 4}[name]] = value
+    return bundle(tuple(fields), body)
 
-    assert wire.parse_bundle(chunk(wire.CHUNKS_MAX - 1, wire.CHUNKS_MAX)).chunk_count == 4_096
+
+def test_f10_a_chunk_index_is_below_the_chunk_count():
+    most = wire.CHUNKS_MAX
+    assert wire.parse_bundle(piece(most - 1, most, 2 * most)).chunk_count == 4_096
     for index, count in ((1, 1), (4_096, 4_096), (3, 2), (0, 0), (0, 4_097)):
         with pytest.raises(WireError):
-            wire.parse_bundle(chunk(index, count))
+            wire.parse_bundle(piece(index, count, 2 * count))
+
+
+def test_a_piece_holds_one_payload_of_one_topic_and_of_the_length_that_its_header_implies():
+    assert wire.open_piece(wire.parse_bundle(piece(0, 3, 6))) == b"hi"
+    assert wire.open_piece(wire.parse_bundle(piece(2, 3, 6))) == b"hi"
+    assert wire.open_piece(wire.parse_bundle(piece(2, 3, 5, body=b"\x00\x01h"))) == b"h"
+    for raw in (
+        piece(0, 3, 6, count_=2),
+        piece(0, 3, 6, topics=("a", "b")),
+        piece(0, 3, 7),  # two bytes where three must be
+        piece(2, 3, 5),  # two where one must be
+        piece(0, 3, 4),  # the last one would be empty
+        piece(0, 3, 0),
+        piece(0, 2, wire.MESSAGE_BYTES_MAX + 1),
+        piece(0, 1, 2),  # a whole one that says how long its pieces are
+        piece(2, 3, 6, first=2),  # the first one would have number 0
+        piece(0, 3, 6, first=wire.SEQ_MAX - 1),
+    ):
+        with pytest.raises(WireError):
+            wire.parse_bundle(raw)
+
+
+@pytest.mark.parametrize("body", [b"\x01\x02hi", b"\x00\x01hi", b"\x00\x03hi"])
+def test_a_piece_whose_body_is_not_what_its_header_says_is_refused_when_it_is_opened(body):
+    parsed = wire.parse_bundle(piece(0, 3, 6, body=body))
+    with pytest.raises(WireError):
+        wire.open_piece(parsed)
+    with pytest.raises(WireError):
+        wire.open_bundle(parsed)
+
+
+def test_pieces_travel_on_the_bulk_lane_alone_and_nothing_else_does():
+    small, large = bundle(), piece(0, 3, 6)
+    assert type(decode(0x31, b"\x01" + small)) is Gossip
+    assert type(decode(0x61, b"\x01" + large)) is Chunk
+    for raw in (small, large):
+        assert type(decode(0x41, b"\x01" + raw)) is Repair
+    refused(0x31, b"\x01" + large)
+    refused(0x61, b"\x01" + small)
+    for kind, lane in ((0x61, Lane.GOSSIP), (0x31, Lane.BULK)):
+        with pytest.raises(WireError):
+            wire.decode(lane, bytes((kind, 1)) + (large if kind == 0x61 else small))
+    for body in (b"", b"\x01"):
+        refused(0x61, body)
 
 
 def test_f10_nobody_may_declare_another_dead():

@@ -16,6 +16,7 @@ from plumtree_quic.messages import (
     BucketHashes,
     Certificates,
     CertificatesWanted,
+    Chunk,
     Compression,
     Coverage,
     CoverageWanted,
@@ -45,6 +46,7 @@ from plumtree_quic.messages import (
     Rows,
     SignatureAlgorithm,
     Wanted,
+    chunk_span,
 )
 from tests.rigs.wire_examples import ALIVE, BARE_RECORD, EPOCH, KEY_A, KEY_B, RECORD, frames, read
 
@@ -119,6 +121,25 @@ bundles = st.builds(
     zstd_level=st.sampled_from((None, 1, 3, 19)),
     zstd_bytes_min=st.sampled_from((0, 256)),
 )
+
+
+@st.composite
+def pieces(draw):
+    count = draw(st.integers(2, 9))
+    total = draw(st.integers(count, 400).filter(lambda size: chunk_span(0, count, size)))
+    index = draw(st.integers(0, count - 1))
+    first, end = chunk_span(index, count, total)
+    return wire.build_bundle(
+        origin=draw(keys),
+        epoch=draw(epochs),
+        first=draw(st.integers(10, wire.SEQ_MAX - 20)),
+        messages=[(draw(topics), draw(st.binary(min_size=end - first, max_size=end - first)))],
+        zstd_level=draw(st.sampled_from((None, 3))),
+        chunk=(index, count, total),
+        **draw(signatures),
+    )
+
+
 few_facts = st.lists(facts, max_size=4).map(tuple)
 announcements = st.builds(
     lambda origin, epoch, first, extra, hop: Announcement(
@@ -164,7 +185,8 @@ MESSAGES = {
     ),
     IHave: st.lists(announcements, max_size=10).map(lambda each: IHave(tuple(each))),
     Gossip: st.builds(Gossip, hops, bundles),
-    Repair: st.builds(Repair, hops, bundles),
+    Chunk: st.builds(Chunk, hops, pieces()),
+    Repair: st.builds(Repair, hops, bundles | pieces()),
     Digest: st.builds(
         Digest,
         st.lists(digest_rows, max_size=6).map(tuple),
