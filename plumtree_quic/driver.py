@@ -461,8 +461,8 @@ class Driver:
             make_fact=make_fact,
             wall_ms=_wall_ms,
             judge=self._may_spread,
-            is_safe=lambda origin, epoch, seq: (
-                self._ledger is None or not self._ledger.is_pending((origin, epoch), seq)
+            is_safe=lambda origin, epoch, *run: (
+                self._ledger is None or not self._ledger.is_pending((origin, epoch), run)
             ),
         )
 
@@ -750,11 +750,12 @@ class Driver:
         while self._large is not None and not self.closed:
             await self._wait(self._large_waiters, None)
 
-    def accept_large(self, topic: str, payload: bytes) -> tuple[int, asyncio.Future[bool]]:
+    def accept_large(self, topic: str, payload: bytes) -> tuple[int, int, asyncio.Future[bool]]:
         """Number a message that one bundle does not take; none may be on its way.
 
-        Returns its number, and what is done when all of it is queued, and safe in the store: False
-        when we end before. It is sent whatever becomes of who asked for it, as links have room.
+        Returns its first and last number, and what is done when all of it is queued, and safe in
+        the store: False when we end before. It is sent whatever becomes of who asked for it, as
+        links have room.
 
         All its numbers are taken now. What is broadcast meanwhile has numbers behind them and does
         not wait: for others that is one hole, which closes piece by piece.
@@ -765,7 +766,7 @@ class Driver:
         self._large = _Large(topic, payload, first, count, count, self._loop.create_future())
         self.counters.messages_accepted += 1
         self._schedule_turn()
-        return first, self._large.done
+        return first, self._next_seq - 1, self._large.done
 
     def _send_piece(self, large: _Large, now: float) -> None:
         """The next piece; one in a turn, so that what is small has its turn in between."""
@@ -898,11 +899,11 @@ class Driver:
         reader.settle(seen, awaited, time.monotonic(), whole=broadcasts.is_greeted)
 
     async def ask_who_has(
-        self, epoch: int, seq: int, within_s: float, *, wide: bool
+        self, epoch: int, seq: int, last: int, within_s: float, *, wide: bool
     ) -> tuple[bytes, ...]:
         """The begins of the keys of those who have a message of ours, as far as it is found out."""
         now = self._loop.time()
-        number, effects = self.core.ask_who_has(epoch, seq, within_s, now, wide=wide)
+        number, effects = self.core.ask_who_has(epoch, seq, last, within_s, now, wide=wide)
         asked: asyncio.Future[tuple[bytes, ...]] = self._loop.create_future()
         self._asked[number] = asked
         try:

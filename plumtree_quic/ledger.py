@@ -202,10 +202,10 @@ class Ledger:
         """Whether so much waits for the disk that nothing more should be let in."""
         return self.store.waiting_bytes > WAITING_BYTES_MAX
 
-    def is_pending(self, key: StreamKey, seq: int | None = None) -> bool:
-        """Whether this number of (origin, epoch), or anything of it, is here and not safe yet."""
+    def is_pending(self, key: StreamKey, run: Range | None = None) -> bool:
+        """Whether any of this run of (origin, epoch), or of all of it, is here and not safe yet."""
         pending = self._pending.get(key)
-        return pending is not None and (seq is None or pending.covers(seq, seq))
+        return pending is not None and (run is None or pending.overlaps(*run))
 
     @property
     def is_waiting(self) -> bool:

@@ -421,7 +421,8 @@ class GraftRefused:
 class CoverageWanted:
     """Asks who has message `seq` of (origin, epoch): the receiver, and all whom it asks in turn.
 
-    The receiver asks on, over the links on which it pushes this origin, or over all of them when
+    last: `seq`, or the number of the last piece of a large message; who has it has them all. The
+    receiver asks on, over the links on which it pushes this origin, or over all of them when
     `wide`, and answers within `within_s` seconds. round: tells questions about one message apart.
     """
 
@@ -431,6 +432,7 @@ class CoverageWanted:
     round: int
     wide: bool
     within_s: float
+    last: int
 
 
 @attrs.frozen

@@ -137,7 +137,9 @@ class Receipt:
     """A broadcast was accepted: numbered, and on its way to our eager peers."""
 
     id: MessageId
-    _covered: Callable[[MessageId, int | float, float], Awaitable[Coverage]] = attrs.field(
+    # Its last piece, for a large message has several numbers.
+    _last: int = attrs.field(eq=False, repr=False)
+    _covered: Callable[[MessageId, int, int | float, float], Awaitable[Coverage]] = attrs.field(
         eq=False, repr=False
     )
 
@@ -158,7 +160,7 @@ class Receipt:
             ConfigError: `enough` is neither a count from 1 nor a part above 0.
             NodeClosed: the node was shut down.
         """
-        return await self._covered(self.id, enough, timeout)
+        return await self._covered(self.id, self._last, enough, timeout)
 
 
 @attrs.frozen
@@ -897,7 +899,7 @@ class Node:
             await _in_time(driver.wait_egress(), deadline, "there was no room; nothing was sent")
             driver = self._accepting()
         seq, full = driver.accept(topic, bytes(payload))
-        receipt = Receipt(MessageId(self.id, driver.epoch, seq), self._cover)
+        receipt = Receipt(MessageId(self.id, driver.epoch, seq), seq, self._cover)
         if self._store is not None and self._store.durable:
             said = f"message {seq} is on its way, and not yet in the store"
             if not await _in_time(driver.wait_accepted(seq), deadline, said):
@@ -907,7 +909,9 @@ class Node:
             await asyncio.sleep(0)
         return receipt
 
-    async def _cover(self, message: MessageId, enough: int | float, timeout_s: float) -> Coverage:
+    async def _cover(
+        self, message: MessageId, last: int, enough: int | float, timeout_s: float
+    ) -> Coverage:
         if isinstance(enough, bool) or not (
             enough >= 1 if isinstance(enough, int) else 0.0 < enough <= 1.0
         ):
@@ -919,7 +923,8 @@ class Node:
             left_s = deadline - time.monotonic()
             within_s = max(0.001, min(left_s, COVERAGE_ROUND_S))
             driver = self._running()
-            found.update(await driver.ask_who_has(message.epoch, message.seq, within_s, wide=wide))
+            begins = await driver.ask_who_has(message.epoch, message.seq, last, within_s, wide=wide)
+            found.update(begins)
             members = driver.core.table.members()
             alive = [
                 record.node_id
@@ -947,12 +952,12 @@ class Node:
         said = "another large message is being sent; nothing was sent of this one"
         await _in_time(driver.wait_large(), deadline, said)
         driver = self._accepting()
-        seq, done = driver.accept_large(topic, payload)
+        seq, last, done = driver.accept_large(topic, payload)
         # Whoever called may be cancelled; what has numbers is sent all the same.
         said = f"message {seq} is on its way, and not all of it has left"
         if not await _in_time(asyncio.shield(done), deadline, said):
             raise NodeClosed("the node was shut down before all of the broadcast was sent")
-        return Receipt(MessageId(self.id, driver.epoch, seq), self._cover)
+        return Receipt(MessageId(self.id, driver.epoch, seq), last, self._cover)
 
     @overload
     def subscribe(

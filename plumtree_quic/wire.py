@@ -729,9 +729,10 @@ def encode(message: Message) -> bytes:
             return bytes((_BUCKETS,)) + hashes
         case DigestHashes(hashes, number, answer, joins):
             return bytes((_DIGEST_HASHES, answer | joins << 1 | number << 3)) + hashes
-        case CoverageWanted(origin, epoch, seq, number, wide, within_s):
+        case CoverageWanted(origin, epoch, seq, number, wide, within_s, last):
             within_ms = min(max(int(1000 * within_s), 1), COVERAGE_MS_MAX)
-            return bytes((_COVERAGE_WANTED,)) + _pack((origin, epoch, seq, number, wide, within_ms))
+            fields = (origin, epoch, seq, number, wide, within_ms, last - seq)
+            return bytes((_COVERAGE_WANTED,)) + _pack(fields)
         case Coverage(origin, epoch, seq, number, keys, last):
             return bytes((_COVERAGE,)) + _pack((origin, epoch, seq, number, keys, last))
         case Rows(buckets, rows, answer):
@@ -893,14 +894,16 @@ def _decode_digest_hashes(body: bytes) -> DigestHashes:
 
 
 def _decode_coverage_wanted(body: bytes) -> CoverageWanted:
-    fields = _unpack_array(body[1:], 6)
+    fields = _unpack_array(body[1:], 7)
+    seq = _integer(fields[2], 1, SEQ_MAX)
     return CoverageWanted(
         _key(fields[0]),
         _epoch(fields[1]),
-        _integer(fields[2], 1, SEQ_MAX),
+        seq,
         _integer(fields[3], 1, COVERAGE_ROUND_MAX),
         _flag(fields[4]),
         _integer(fields[5], 1, COVERAGE_MS_MAX) / 1000,
+        seq + _integer(fields[6], 0, min(CHUNKS_MAX - 1, SEQ_MAX - seq)),
     )
 
 

@@ -139,7 +139,7 @@ class Core:
         make_fact: Callable[[MemberKey, int, int, MemberState], Fact],
         wall_ms: Callable[[], int],
         judge: Callable[[Bundle], bool] | None = None,
-        is_safe: Callable[[MemberKey, int, int], bool] = lambda _origin, _epoch, _seq: True,
+        is_safe: Callable[[MemberKey, int, int, int], bool] = lambda _origin, _epoch, _a, _b: True,
         directory: Directory | None = None,
     ) -> None:
         self.me = record.node_id
@@ -355,13 +355,17 @@ class Core:
         self._plumtree.evicted(key, first, last)
 
     def ask_who_has(
-        self, epoch: int, seq: int, within_s: float, now: float, *, wide: bool
+        self, epoch: int, seq: int, last: int, within_s: float, now: float, *, wide: bool
     ) -> tuple[int, list[Effect]]:
-        """Ask who has a message of our own; `Covered` names the round that is returned."""
-        return self._counting.ask(epoch, seq, within_s, now, wide=wide)
+        """Ask who has a message of our own, with all its pieces; `Covered` names the round that is
+        returned.
+        """
+        return self._counting.ask(epoch, seq, last, within_s, now, wide=wide)
 
-    def _has(self, origin: MemberKey, epoch: int, seq: int) -> bool:
-        return self._plumtree.has(origin, epoch, seq) and self._is_safe(origin, epoch, seq)
+    def _has(self, origin: MemberKey, epoch: int, first: int, last: int) -> bool:
+        return self._plumtree.has(origin, epoch, first, last) and self._is_safe(
+            origin, epoch, first, last
+        )
 
     def _children(self, origin: MemberKey, wide: bool) -> Sequence[NodeId]:
         return list(self._links) if wide else self._plumtree.pushes(origin)

@@ -45,9 +45,12 @@ _Name = tuple[MemberKey, int, int, int]
 
 @attrs.define(eq=False)
 class _Count:
-    """One question. asker: None where it is our own. waiting: who has not answered yet."""
+    """One question. asker: None where it is our own. waiting: who has not answered yet. last: of
+    what is asked for, as in `CoverageWanted`.
+    """
 
     asker: NodeId | None
+    last: int
     until: float
     look_at: float
     waiting: dict[NodeId, None]
@@ -65,14 +68,14 @@ class Counting:
 
     Args:
         me: our own key.
-        has: whether we have a message: (origin, epoch, number).
+        has: whether we have all of (origin, epoch, first, last).
         links: over which a question goes on: (origin, wide).
     """
 
     def __init__(
         self,
         me: MemberKey,
-        has: Callable[[MemberKey, int, int], bool],
+        has: Callable[[MemberKey, int, int, int], bool],
         links: Callable[[MemberKey, bool], Sequence[NodeId]],
     ) -> None:
         self._me = me
@@ -86,13 +89,16 @@ class Counting:
     # --- inputs ---------------------------------------------------------------------------------
 
     def ask(
-        self, epoch: int, seq: int, within_s: float, now: float, *, wide: bool
+        self, epoch: int, seq: int, last: int, within_s: float, now: float, *, wide: bool
     ) -> tuple[int, list[Effect]]:
-        """Ask who has a message of our own. Returns the round that `Covered` will name."""
+        """Ask who has a message of our own, with all its pieces. Returns the round that `Covered`
+        will name.
+        """
         self._round += 1
         name = (self._me, epoch, seq, self._round)
         effects: list[Effect] = []
-        self._begin(name, None, within_s, now, effects, wide=wide)
+        wanted = CoverageWanted(*name, wide=wide, within_s=within_s, last=last)
+        self._begin(name, None, wanted, now, effects)
         return self._round, effects
 
     def on_wanted(self, peer: NodeId, message: CoverageWanted, now: float) -> list[Effect]:
@@ -103,7 +109,7 @@ class Counting:
             # Whoever asked first is told of us and all behind us.
             effects.append(Send(peer, Coverage(*name, b"", last=True)))
         else:
-            self._begin(name, peer, message.within_s, now, effects, wide=message.wide)
+            self._begin(name, peer, message, now, effects)
         return effects
 
     def on_answer(self, peer: NodeId, message: Coverage, now: float) -> list[Effect]:
@@ -168,24 +174,22 @@ class Counting:
         self,
         name: _Name,
         asker: NodeId | None,
-        within_s: float,
+        wanted: CoverageWanted,
         now: float,
         effects: list[Effect],
-        *,
-        wide: bool,
     ) -> None:
-        children = [peer for peer in self._links(name[0], wide) if peer != asker]
-        until = now + within_s
-        count = _Count(asker, until, until, dict.fromkeys(children))
+        children = [peer for peer in self._links(name[0], wanted.wide) if peer != asker]
+        until = now + wanted.within_s
+        count = _Count(asker, wanted.last, until, until, dict.fromkeys(children))
         self._counts[name] = count
-        wanted = CoverageWanted(*name, wide=wide, within_s=within_s * CHILDS_SHARE)
-        effects += [Send(child, wanted) for child in children]
+        on = attrs.evolve(wanted, within_s=wanted.within_s * CHILDS_SHARE)
+        effects += [Send(child, on) for child in children]
         self._look(name, count, now, effects)
 
     def _look(self, name: _Name, count: _Count, now: float, effects: list[Effect]) -> None:
         """Answer, if there is nothing left to wait for."""
         origin, epoch, seq, number = name
-        has_it = origin == self._me or self._has(origin, epoch, seq)
+        has_it = origin == self._me or self._has(origin, epoch, seq, count.last)
         is_over = now >= count.until
         if not is_over and (count.waiting or not has_it):
             # What is to come tells us by itself, but for our own copy.

@@ -1715,13 +1715,13 @@ class Plumtree:
             and not (stream.claimed and stream.claimed.overlaps(bundle.first, bundle.last))
         )
 
-    def has(self, origin: MemberKey, epoch: int, seq: int) -> bool:
-        """Whether this message was delivered, or refused, and not only before our time."""
+    def has(self, origin: MemberKey, epoch: int, first: int, last: int) -> bool:
+        """Whether all of this was delivered, or refused, and not only before our time."""
         stream = self._streams.get((origin, epoch))
         return (
             stream is not None
-            and stream.seen.covers(seq, seq)
-            and not stream.claimed.covers(seq, seq)
+            and stream.seen.covers(first, last)
+            and not stream.claimed.overlaps(first, last)
         )
 
     def differs(self, bundle: Bundle) -> bool:

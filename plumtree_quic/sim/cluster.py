@@ -163,8 +163,8 @@ class Host:
             make_record=self._make_record,
             make_fact=self._make_fact,
             wall_ms=self.wall_ms,
-            is_safe=lambda origin, epoch, seq: (
-                self.ledger is None or not self.ledger.is_pending((origin, epoch), seq)
+            is_safe=lambda origin, epoch, *run: (
+                self.ledger is None or not self.ledger.is_pending((origin, epoch), run)
             ),
             directory=directory,
         )
@@ -253,7 +253,7 @@ class Host:
     def ask_who_has(self, bundle: Bundle, within_s: float, *, wide: bool) -> None:
         """Ask who has a bundle of this node; `covered` says it then."""
         _, effects = self.core.ask_who_has(
-            bundle.epoch, bundle.last, within_s, self.now(), wide=wide
+            bundle.epoch, bundle.last, bundle.last, within_s, self.now(), wide=wide
         )
         self._input(effects)
 

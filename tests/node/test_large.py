@@ -9,11 +9,14 @@ from plumtree_quic import (
     Delegate,
     Gap,
     MemoryStore,
+    MessageId,
     MessageTooLarge,
     Node,
     NodeClosed,
+    NotCovered,
     PlumtreeConfig,
     QuicConfig,
+    Receipt,
     SqliteStore,
     wire,
 )
@@ -22,7 +25,7 @@ from plumtree_quic.messages import Lane
 from tests.node.test_stores import node as make_node
 from tests.node.test_stores import read
 from tests.rigs.relay import Faults, Relay, free_port
-from tests.rigs.waiting import ASIDE, linked, until
+from tests.rigs.waiting import ASIDE, WAIT_S, linked, until
 
 MIB = 1 << 20
 LARGE = PlumtreeConfig.lan(max_message_size=17 * MIB)
@@ -123,6 +126,39 @@ async def test_a_large_message_whose_caller_gives_up_is_sent_all_the_same(pki):
         await a.broadcast(data(MIB, seed=3))
         got = await read(messages, 3)
         assert [each.payload for each in got] == [data(MIB), b"small", data(MIB, seed=3)]
+
+
+async def test_who_lacks_a_piece_of_a_large_message_is_not_counted_as_one_who_has_it(pki):
+    async with node(pki, "a") as a, node(pki, "b") as b, node(pki, "c") as c:
+        await joined(a, b, c)
+        go_on = stop_before(a, 3)
+        sending = asyncio.create_task(a.broadcast(data(MIB)))
+        await held(b, 3)
+        await held(c, 3)
+        pieces = MIB // CHUNK_BYTES
+        receipt = Receipt(MessageId(a.id, a._driver.epoch, 1), pieces, a._cover)
+        with pytest.raises(NotCovered) as caught:
+            await receipt.covered(1, timeout=0.3)
+        assert set(caught.value.missing) == {b.id, c.id}
+        go_on()
+        sent = await sending
+        assert sent == receipt
+        assert (await sent.covered(timeout=WAIT_S)).count == 2
+
+
+async def test_a_large_message_may_wait_for_its_turn_or_its_end_only_so_long(pki):
+    async with node(pki, "a") as a, node(pki, "b") as b:
+        await joined(a, b)
+        messages = b.subscribe(order="fifo")
+        go_on = stop_before(a, 3)
+        with pytest.raises(TimeoutError, match="message 1 is on its way"):
+            await a.broadcast(data(MIB), timeout=0.1)
+        with pytest.raises(TimeoutError, match="nothing was sent of this one"):
+            await a.broadcast(data(MIB, seed=2), timeout=0.1)
+        go_on()
+        await a.broadcast(b"after")
+        got = await read(messages, 2)
+        assert [each.payload for each in got] == [data(MIB), b"after"]
 
 
 async def test_a_full_bulk_lane_holds_up_neither_gossip_nor_the_parent_of_gossip(pki):

@@ -33,7 +33,7 @@ class Rig:
         return self.links if wide else self.links[: self.children]
 
     def wanted(self, peer="d", *, number=1, wide=False, within_s=1.0):
-        message = CoverageWanted(ORIGIN, 1, 5, number, wide, within_s)
+        message = CoverageWanted(ORIGIN, 1, 5, number, wide, within_s, 5)
         return self.counting.on_wanted(node(peer), message, self.now)
 
     def answer(self, peer, *names, number=1, origin=ORIGIN, last=True):
@@ -66,6 +66,23 @@ def test_a_leaf_answers_at_once_with_itself():
     rig = Rig(children=0)
     assert told(rig.wanted()) == [("d", ME[:KEY_BYTES], True)]
     assert not rig.counting.is_counting
+
+
+def test_who_is_asked_for_the_pieces_of_a_large_message_must_have_them_all():
+    asked_for = []
+
+    def has(*run):
+        asked_for.append(run)
+        return False
+
+    counting = Counting(ME, has, lambda _origin, _wide: [node("a")])
+    message = CoverageWanted(ORIGIN, 1, 5, 1, False, 1.0, 9)
+    (onward,) = counting.on_wanted(node("d"), message, 0.0)
+    assert (onward.message.seq, onward.message.last) == (5, 9)
+    assert onward.message.within_s == CHILDS_SHARE
+    assert told(counting.on_answer(node("a"), Coverage(ORIGIN, 1, 5, 1, b"", True), 0.5)) == []
+    assert told(counting.advance(1.0)) == [("d", b"", True)]
+    assert set(asked_for) == {(ORIGIN, 1, 5, 9)}
 
 
 def test_a_question_goes_to_the_children_and_their_answers_go_back_as_one():
@@ -124,7 +141,7 @@ def test_who_has_not_got_it_yet_waits_for_it_and_does_not_count_without():
 
 def test_the_origin_is_told_whom_all_its_children_named_and_not_itself():
     rig = Rig()
-    number, effects = rig.counting.ask(1, 5, 1.0, 0.0, wide=False)
+    number, effects = rig.counting.ask(1, 5, 5, 1.0, 0.0, wide=False)
     assert asked(effects) == ["a", "b"]
     rig.answer("a", "x", number=number, origin=ME)
     (covered,) = rig.answer("b", "x", "y", number=number, origin=ME)
@@ -211,7 +228,7 @@ def test_on_any_graph_a_wide_question_finds_all_who_can_be_reached_and_nobody_tw
         )
         for name in names
     }
-    _, effects = cores["n0"].ask(1, 1, 1.0, 0.0, wide=True)
+    _, effects = cores["n0"].ask(1, 1, 1, 1.0, 0.0, wide=True)
     queue = [("n0", each) for each in effects]
     covered = []
     frames = 0

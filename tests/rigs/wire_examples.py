@@ -173,8 +173,8 @@ STREAMS: dict[str, tuple[Message, ...]] = {
         DigestHashes(bytes(2_048), round=31, answer=True),
     ),
     "coverage wanted": (
-        CoverageWanted(KEY_A, EPOCH, 45, 1, wide=False, within_s=2.0),
-        CoverageWanted(KEY_A, EPOCH, 1, (1 << 32) - 1, wide=True, within_s=0.001),
+        CoverageWanted(KEY_A, EPOCH, 45, 1, wide=False, within_s=2.0, last=45),
+        CoverageWanted(KEY_A, EPOCH, 1, (1 << 32) - 1, wide=True, within_s=0.001, last=4_096),
     ),
     "coverage": (
         Coverage(KEY_A, EPOCH, 45, 1, b"", last=True),

@@ -46,7 +46,7 @@ PACKED = {  # type byte -> fields of one valid message that is a msgpack array
     0x01: (1, 0, 0, "default", RECORD.raw, 1_472, b"L" * 16, True, b"", b""),
     0x05: (0, ""),
     0x13: (KEY_A, EPOCH, ((1, 2),), 1),
-    0x15: (KEY_A, EPOCH, 1, 1, False, 1_000),
+    0x15: (KEY_A, EPOCH, 1, 1, False, 1_000, 0),
     0x16: (KEY_A, EPOCH, 1, 1, b"8 bytes.", True),
     0x44: (b"\x01", ((KEY_A, EPOCH, 1, 0),), True),
     0x46: ((RECORD.raw,), (ALIVE.raw,), ("10.0.0.1:1",)),
@@ -563,7 +563,7 @@ def test_f10_the_numbers_of_other_messages_have_bounds():
         0x13: {"epoch": (1, 1, wire.EPOCH_MAX), "reason": (3, 1, 3)},
         0x15: {"epoch": (1, 1, wire.EPOCH_MAX), "seq": (2, 1, wire.SEQ_MAX),
                "round": (3, 1, wire.COVERAGE_ROUND_MAX),
-               "milliseconds": (5, 1, wire.COVERAGE_MS_MAX)},
+               "milliseconds": (5, 1, wire.COVERAGE_MS_MAX), "more": (6, 0, wire.CHUNKS_MAX - 1)},
         0x16: {"epoch": (1, 1, wire.EPOCH_MAX), "seq": (2, 1, wire.SEQ_MAX),
                "round": (3, 1, wire.COVERAGE_ROUND_MAX)},
     }  # fmt: skip

@@ -202,13 +202,16 @@ MESSAGES = {
         st.booleans(),
     ),
     CoverageWanted: st.builds(
-        CoverageWanted,
+        lambda key, epoch, seq, number, wide, ms, more: CoverageWanted(
+            key, epoch, seq, number, wide, ms / 1000, min(seq + more, wire.SEQ_MAX)
+        ),
         keys,
         epochs,
         seqs,
         st.integers(1, wire.COVERAGE_ROUND_MAX),
         st.booleans(),
-        st.integers(1, wire.COVERAGE_MS_MAX).map(lambda ms: ms / 1000),
+        st.integers(1, wire.COVERAGE_MS_MAX),
+        st.integers(0, wire.CHUNKS_MAX - 1),
     ),
     Coverage: st.builds(
         Coverage,
