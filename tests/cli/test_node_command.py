@@ -392,12 +392,26 @@ def test_a_damaged_epoch_file_is_named(files):
         assert "remove it" in text
 
 
+@contextlib.contextmanager
+def inherited(number, action):
+    """What is started meanwhile begins with this action for a signal."""
+    before = signal.signal(number, action)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_node_that_is_told_to_end_leaves_and_is_not_missed(files, number):
     with terminal("node", "--listen", "127.0.0.1:0", *identity(files, "a")) as a:
-        with terminal(
-            "node", "--listen", "127.0.0.1:0", "--seed", address_of(a), *identity(files, "b")
-        ) as b:
+        # Whoever runs the tests may have started them with `nohup`.
+        with (
+            inherited(number, signal.SIG_DFL),
+            terminal(
+                "node", "--listen", "127.0.0.1:0", "--seed", address_of(a), *identity(files, "b")
+            ) as b,
+        ):
             a.until("node/b is here")
             b.until("node/a is here")
             b.process.stdout.close()  # nobody reads any more, as when a terminal closes
@@ -405,6 +419,20 @@ def test_a_node_that_is_told_to_end_leaves_and_is_not_missed(files, number):
             assert b.process.wait(WAIT_S) == 0
             b.process.stdin.close()
         a.until("node/b left")
+
+
+def test_a_node_under_nohup_does_not_leave_when_the_terminal_closes(files):
+    with inherited(signal.SIGHUP, signal.SIG_IGN):
+        opened = Terminal("node", "--listen", "127.0.0.1:0", *identity(files, "a"))
+    address_of(opened)
+    opened.process.send_signal(signal.SIGHUP)
+    with terminal(
+        "node", "--listen", "127.0.0.1:0", "--seed", address_of(opened), *identity(files, "b")
+    ) as b:
+        b.until("node/a is here")
+    opened.until("node/b left")
+    assert "leaving" not in opened.text
+    assert opened.end() == 0
 
 
 def test_a_message_from_a_pipe_that_never_ends_is_refused(files):
