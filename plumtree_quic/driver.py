@@ -78,6 +78,7 @@ from plumtree_quic.proto.effects import (
     TurnAway,
     Unlink,
 )
+from plumtree_quic.proto.pace import Pace
 from plumtree_quic.proto.paths import LossMeter, crossing_s
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.gate import Gate, Refusal, Unsigned
@@ -108,14 +109,6 @@ EXPIRIES = 20
 # that what is small and comes meanwhile hardly waits for one, large enough that a signature for
 # each costs little.
 CHUNK_BYTES = 32_768
-# A few pieces leave, one for each so long a round trip, and when these have arrived at our
-# neighbours, as much time passes without any: half of what there is of path and processors is left
-# to what is small, however little that is. The last acknowledgement may be put off by its sender,
-# so half a piece is not waited for.
-PIECE_PER_ROUND_TRIP_S = 0.01
-BURST_PIECES = (2, 8)
-REST_SHARE = 1.0
-ARRIVED_BUT_BYTES = CHUNK_BYTES // 2
 _NO_ROOM = 1 << 62
 # Our first bundle is flooded and makes our tree; it holds one message, and what follows waits for
 # the prunes: four round trips, within these bounds (guesses, measured on 16 busy processes).
@@ -228,20 +221,6 @@ class _Large:
     at: int = 0
 
 
-@attrs.define
-class _Pace:
-    """How fast pieces leave, over all large messages of ours.
-
-    left: pieces that may leave before the next rest; the first of them did at `began_at`. awaited:
-    how much of each link's bulk lane must be acknowledged before it.
-    """
-
-    left: int = 0
-    began_at: float = float("-inf")
-    rests_until: float = float("-inf")
-    awaited: dict[NetLink, int] = attrs.field(factory=dict)
-
-
 class Driver:
     """Runs one node on the current event loop.
 
@@ -350,7 +329,9 @@ class Driver:
         self._congested: dict[_LaneTo, float] = {}
         # The large message that is being sent; one at a time, so that its numbers are one hole.
         self._large: _Large | None = None
-        self._pace = _Pace()
+        self._pace = Pace(BLOCKED_S)
+        # How much of each link's bulk lane must be acknowledged until its last burst has arrived.
+        self._underway: dict[NetLink, int] = {}
         self._large_waiters: deque[asyncio.Future[None]] = deque()
         self._accounts = Accounts()
         self._malformed_told_at = float("-inf")
@@ -791,41 +772,30 @@ class Driver:
         if large.at == large.count:
             self._large = None
             self._wake(self._large_waiters)
-        pace = self._pace
-        pace.left -= 1
         self._publish(bundle, lambda: self._on_piece_accepted(large), now)
-        if not pace.left:
-            pace.awaited = {link: link.written(Lane.BULK) for link in self._endpoint.links()}
+        if self._pace.sent():
+            self._underway = {link: link.written(Lane.BULK) for link in self._endpoint.links()}
         self._schedule_turn()
 
     def _may_send_piece(self, now: float) -> bool:
         """Whether links have room for a piece, and what is small has had its share."""
-        if not self.egress_open or not self._has_room(Lane.BULK):
-            return False
-        pace = self._pace
-        if pace.left:
-            return True
-        if pace.awaited:
-            if now < pace.began_at + BLOCKED_S and not self._have_arrived():
-                return False
-            pace.awaited.clear()
-            pace.rests_until = now + min(REST_SHARE * (now - pace.began_at), BLOCKED_S)
-        if now < pace.rests_until:
-            return False
-        slowest = max((link.path().rtt_s for link in self._endpoint.links()), default=0.0)
-        least, most = BURST_PIECES
-        pace.left = min(max(least, int(slowest / PIECE_PER_ROUND_TRIP_S)), most)
-        pace.began_at = now
-        return True
+        return (
+            self.egress_open
+            and self._has_room(Lane.BULK)
+            and self._pace.may_send(now, self._have_arrived, self._slowest_rtt_s)
+        )
 
     def _have_arrived(self) -> bool:
         """Whether our neighbours have what was sent since the last rest."""
         links = self._endpoint.links()
         return all(
-            link.acknowledged(Lane.BULK) + ARRIVED_BUT_BYTES >= written or link not in links
-            for link, written in self._pace.awaited.items()
+            link.acknowledged(Lane.BULK) >= written or link not in links
+            for link, written in self._underway.items()
             if (link.peer, Lane.BULK) not in self._congested
         )
+
+    def _slowest_rtt_s(self) -> float:
+        return max((link.path().rtt_s for link in self._endpoint.links()), default=0.0)
 
     @staticmethod
     def _on_piece_accepted(large: _Large) -> None:
@@ -1206,9 +1176,9 @@ class Driver:
         if now < self._forming_until < deadline:
             deadline = self._forming_until
         if self._large is not None:
-            for when in (self._pace.began_at + BLOCKED_S, self._pace.rests_until):
-                if now < when < deadline:
-                    deadline = when
+            piece_at = self._pace.next_deadline(now)
+            if piece_at is not None and piece_at < deadline:
+                deadline = piece_at
         for state in self._blocked.values():
             deadline = min(deadline, state.judged_at + BLOCKED_S)
             break

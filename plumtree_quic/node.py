@@ -25,7 +25,8 @@ import attrs
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from plumtree_quic import wire
-from plumtree_quic.catchup import PAGE_BYTES, CatchUp, Place
+from plumtree_quic.assembly import Assembly, Outside
+from plumtree_quic.catchup import CatchUp, Place
 from plumtree_quic.config import PlumtreeConfig, StorageConfig
 from plumtree_quic.driver import Driver, Sink, advertised_address
 from plumtree_quic.errors import (
@@ -42,14 +43,13 @@ from plumtree_quic.errors import (
     StoreError,
     WireError,
 )
-from plumtree_quic.ids import MemberKey, MessageId, NodeId, member_key
+from plumtree_quic.ids import MessageId, NodeId, member_key
 from plumtree_quic.intervals import Intervals
 from plumtree_quic.losses import Loss, LossWatch
 from plumtree_quic.messages import Bundle, Direct, DirectKind, MemberState
 from plumtree_quic.net.selftest import self_test
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.peerfile import PEERS_MAX, KnownPeer, PeerFile
-from plumtree_quic.proto.chunks import Chunks, ChunksCounters, Reason
 from plumtree_quic.proto.coverage import KEY_BYTES
 from plumtree_quic.proto.effects import (
     Effect,
@@ -68,7 +68,7 @@ from plumtree_quic.proto.health import SCORE_MAX
 from plumtree_quic.security.audit import Audit
 from plumtree_quic.security.credentials import QuicConfig
 from plumtree_quic.security.policy import POLICY_BYTES_MAX, Policy
-from plumtree_quic.store.contract import Kept, MessageStore, Page, Recovered, StreamKey
+from plumtree_quic.store.contract import Kept, MessageStore, Recovered
 from plumtree_quic.store.memory import MemoryStore
 from plumtree_quic.subscription import (
     SUBSCRIPTION_MESSAGES_MAX,
@@ -372,16 +372,10 @@ class Node:
         self._catching: list[CatchUp] = []
         # Up to where each name was handed messages in this life, and what a former life had got.
         self._handed_to: dict[str, int] = {}
-        # Large messages that are not complete; streams of which a former life had some, and
-        # messages of which the store is asked for what it had.
-        self._chunks = self._new_chunks()
-        self._chunks_refused = 0
-        self._former: set[StreamKey] = set()
-        self._fetching: set[tuple[MemberKey, int, int]] = set()
         self._recovered_at = self._handed_at = 1
+        self._large = self._new_assembly()
         self._losses = LossWatch()
         # What subscriptions that have ended had counted.
-        self._former_chunks = ChunksCounters()
         self._order_gaps = self._order_late = self._dropped = self._overflows = 0
         self._settling: asyncio.TimerHandle | None = None
         self._events: list[deque[ClusterEvent]] = []
@@ -470,8 +464,9 @@ class Node:
             raise LocalProtocolError(f"this node is {self._state}; make a new Node to start again")
         self_test()
         recovered = await self._open_store()
-        self._former = {each.key for each in recovered.streams}
-        self._chunks = self._new_chunks()
+        if self._store is not None:
+            streams = frozenset(each.key for each in recovered.streams)
+            self._large.recover(self._store, streams, self._recovered_at)
         try:
             driver = self._make_driver(recovered)
             driver.start()
@@ -554,7 +549,7 @@ class Node:
             await asyncio.sleep(LOOK_EVERY_S)
             for look in (
                 self._pull_readers,
-                self._settle_chunks,
+                self._settle_large,
                 self._tell_losses,
                 self._look_at_files,
             ):
@@ -1084,7 +1079,7 @@ class Node:
         if since_ms is None and ack == "auto":
             now = time.monotonic()
             for key, epoch, next_seq in driver.core.broadcasts.frontiers():
-                ordered.begin(key, epoch, self._chunks.begin(key, epoch, next_seq), now)
+                ordered.begin(key, epoch, self._large.chunks.begin(key, epoch, next_seq), now)
         self._ordered.append(ordered)
         if stored:
             self._catch_up(ordered, since_ms, name if ack == "manual" else "")
@@ -1118,8 +1113,8 @@ class Node:
             me=self.id,
             handed_at=lambda: self._handed_at,
             read=self._messages_of,
-            join=self._message_of,
-            chunks=self._new_chunks(),
+            join=self._large.message_of,
+            chunks=self._large.new_chunks(),
             clock=time.monotonic,
             when_safe=driver.when_safe,
             check=self._running,
@@ -1129,7 +1124,7 @@ class Node:
         if since_ms is not None:
             driver.want_past()
         else:
-            catching.begin_with(self._chunks.pieces())
+            catching.begin_with(self._large.chunks.pieces())
         catching.pull()
 
     def forget_reader(self, name: str) -> None:
@@ -1160,7 +1155,7 @@ class Node:
                 self._order_late += ordered.late
         for catching in self._catching:
             if catching.reader is subscription:
-                self._add_counters(catching.chunks)
+                self._large.reader_ended(catching)
                 if catching.name:
                     self._handed_to[catching.name] = catching.next_at
         self._catching = [each for each in self._catching if each.reader is not subscription]
@@ -1346,9 +1341,9 @@ class Node:
         return {
             **attrs.asdict(driver.counters),
             **driver.core.broadcasts.stats(),
-            "messages_delivered": self._delivered,
-            "messages_oversized": self._oversized,
-            **self._chunk_counters(),
+            "messages_delivered": self._delivered + self._large.delivered,
+            "messages_oversized": self._oversized + self._large.oversized,
+            **self._large.stats(self._catching),
             "delegate_errors": self._delegate_errors,
             "security_events_suppressed": self._audit.suppressed,
             "security_log_errors": self._audit.write_errors,
@@ -1405,12 +1400,10 @@ class Node:
             # For those alone who asked for what was; they have it.
             return
         if bundle.is_chunk:
-            self._deliver_piece(kept, is_own=is_own)
+            self._large.take(kept)
             return
-        if len(self._chunks):
-            self._chunks.note(bundle)
-            self._tell_dropped()
-        readers = self._live_readers(is_own=is_own)
+        self._large.note(bundle)
+        readers = self._live_readers(is_own)
         hears = self._hears and not is_own
         if not readers and not hears:
             return
@@ -1424,137 +1417,45 @@ class Node:
         if hears:
             for message in messages:
                 self._call("on_deliver", message)
-        for ordered in self._ordered:
-            self._settle_later(ordered)
+        self._settle_ordered_later()
 
-    def _live_readers(self, *, is_own: bool) -> list[Subscription | OrderedSubscription]:
-        """Those that do not read from the store."""
-        everybody: list[Subscription | OrderedSubscription] = [*self._subscriptions, *self._ordered]
-        return [each for each in everybody if (each.own or not is_own) and not each.is_fed]
-
-    # --- large messages -------------------------------------------------------------------------
-
-    def _new_chunks(self) -> Chunks[Kept]:
+    def _new_assembly(self) -> Assembly:
+        # Whoever keeps bundles may be asked for pieces for as long.
         hold_s = self.config.message_cache_ttl
         if self._store is not None:
             hold_s = max(hold_s, self._store.retention_s)
-        return Chunks(self.config.max_message_size, hold_s)
+        elif self.config.storage.enabled:
+            hold_s = max(hold_s, self.config.storage.retention)
+        outside = Outside(
+            me=self.id,
+            readers=self._live_readers,
+            refuses=self._refuses,
+            hear=lambda message: self._call("on_deliver", message) if self._hears else None,
+            note_malformed=lambda origin, why: self._running().note_malformed(origin, why),
+            note_lie=lambda origin, why: self._running().note_lie(origin, why),
+            seen_through=lambda *message: self._running().seen_through(*message),
+            taken=self._settle_ordered_later,
+        )
+        return Assembly(self.config.max_message_size, hold_s, outside)
 
-    def _deliver_piece(self, kept: Kept, *, is_own: bool) -> None:
-        """A piece of a large message is here: with the last one the message is handed over."""
-        bundle, now = kept.bundle, time.monotonic()
-        readers = self._live_readers(is_own=is_own)
-        if bundle.chunk_bytes > self.config.max_message_size:
-            self._oversized += not is_own and bundle.chunk_index == 0
-            for reader in readers:
-                reader.take(kept, [], now)
-            return
-        if is_own and not readers:
-            return
-        before = len(self._chunks)
-        whole = self._chunks.put(bundle, kept, now, kept.link)
-        if len(self._chunks) > before:
-            self._fetch_pieces(kept)
-        for reader in readers:
-            reader.note_progress(kept, now)
-        self._tell_dropped()
-        if whole is not None:
-            messages = self._message_of(whole.pieces)
-            self._delivered += 0 if is_own else len(messages)
-            for reader in readers:
-                reader.take(whole.pieces[0], messages, now, whole.last)
-            if self._hears and not is_own:
-                for message in messages:
-                    self._call("on_deliver", message)
+    def _refuses(self, message: Message) -> bool:
+        return (
+            _overrides(self._delegate, "validate") and self._call("validate", message) is not True
+        )
+
+    def _settle_large(self) -> None:
+        """Large messages that will not become complete are given up."""
+        if self._driver is not None and self._is_live():
+            self._large.settle(tuple(self._catching))
+
+    def _settle_ordered_later(self) -> None:
         for ordered in self._ordered:
             self._settle_later(ordered)
 
-    def _message_of(self, pieces: Sequence[Kept]) -> list[Message]:
-        """The message of these pieces; none when what they hold is not what they say, or when the
-        application refuses it.
-        """
-        first = pieces[0].bundle
-        try:
-            payload = b"".join(wire.open_piece(each.bundle) for each in pieces)
-        except WireError as error:
-            self._running().note_malformed(first.origin, str(error))
-            return []
-        hops, at = max(each.hop for each in pieces), time.monotonic()
-        topic, origin = first.topics[0], pieces[0].origin
-        message = Message(origin, first.epoch, first.first, topic, payload, hops, at)
-        is_judged = origin != self.id and _overrides(self._delegate, "validate")
-        if is_judged and self._call("validate", message) is not True:
-            self._chunks_refused += 1
-            return []
-        return [message]
-
-    def _fetch_pieces(self, kept: Kept) -> None:
-        """A former life may have had the first pieces of this message: the store has them."""
-        store, bundle = self._store, kept.bundle
-        key = (bundle.origin, bundle.epoch)
-        if store is None or key not in self._former or kept.at < self._recovered_at:
-            return
-        first, last = bundle.run
-
-        def on_page(page: Page) -> None:
-            at = last
-            for each in page.kept:
-                at = each.bundle.last
-                if each.at < self._recovered_at and each.bundle.is_chunk and not each.history:
-                    self._deliver_piece(each, is_own=False)
-            if page.more and page.kept and at < last:
-                store.read(key, at + 1, last, PAGE_BYTES, on_page)
-            else:
-                self._fetching.discard((*key, first))
-
-        self._fetching.add((*key, first))
-        store.read(key, first, last, PAGE_BYTES, on_page)
-
-    def _settle_chunks(self) -> None:
-        """Give up what will not become complete."""
-        driver, now = self._driver, time.monotonic()
-        if driver is None or not self._is_live():
-            return
-
-        def seen(origin: MemberKey, epoch: int, seq: int) -> int:
-            if (origin, epoch, seq) in self._fetching:
-                return seq - 1
-            return driver.seen_through(origin, epoch, seq)
-
-        self._chunks.settle(seen)
-        self._chunks.expire(now)
-        self._tell_dropped()
-        for catching in tuple(self._catching):
-            catching.settle_chunks(seen, now)
-
-    def _tell_dropped(self) -> None:
-        """Large messages were given up: who reads in order is told, and so is who is to blame."""
-        for dropped in self._chunks.take_dropped():
-            if not dropped.pieces:
-                continue
-            origin = dropped.pieces[0].origin
-            if dropped.reason is Reason.LIE:
-                self._running().note_lie(origin, "pieces of a message that contradict one another")
-            for reader in self._live_readers(is_own=origin == self.id):
-                reader.lose(origin, dropped, time.monotonic())
-
-    def _chunk_counters(self) -> dict[str, int]:
-        """Of all that puts large messages together, now and before."""
-        counters = attrs.asdict(self._chunks.counters)
-        for name in counters:
-            counters[name] += sum(
-                getattr(each.chunks.counters, name) for each in self._catching
-            ) + getattr(self._former_chunks, name)
-        return {
-            **counters,
-            "chunks_held": len(self._chunks),
-            "chunks_held_bytes": self._chunks.bytes,
-            "chunks_refused": self._chunks_refused,
-        }
-
-    def _add_counters(self, chunks: Chunks[Kept]) -> None:
-        for name, count in attrs.asdict(chunks.counters).items():
-            setattr(self._former_chunks, name, getattr(self._former_chunks, name) + count)
+    def _live_readers(self, is_own: bool) -> list[Subscription | OrderedSubscription]:
+        """Those that are not fed from the store."""
+        everybody: list[Subscription | OrderedSubscription] = [*self._subscriptions, *self._ordered]
+        return [each for each in everybody if (each.own or not is_own) and not each.is_fed]
 
     def _messages_of(self, kept: Kept) -> list[Message]:
         """What a bundle holds, without what is larger than we take."""
@@ -1583,7 +1484,7 @@ class Node:
         for each in tuple(self._ordered):
             if each not in behind:
                 feeding = [at.chunks for at in self._catching if at.reader is each]
-                driver.settle_order(each, feeding[0] if feeding else self._chunks)
+                driver.settle_order(each, feeding[0] if feeding else self._large.chunks)
             self._settle_later(each)
 
     def _fact(self, effect: Effect) -> None:

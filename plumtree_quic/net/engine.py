@@ -230,6 +230,9 @@ class Engine(Protocol):
     def unacknowledged_bytes(self) -> int:
         """Stream bytes that were written and not yet acknowledged, on all streams."""
 
+    def acknowledge_now(self) -> None:
+        """Put off no acknowledgement of what has come so far: the other side goes by it."""
+
     @property
     def peer_id(self) -> NodeId | None:
         """The identity that the peer has proved, once the handshake is complete."""
@@ -338,6 +341,7 @@ class AioquicEngine(quic.QuicConnection):
         self._received = 0
         self._received_since_ack = 0
         self._received_bytes_since_ack = 0
+        self._is_awaited = False
         self._ack_only = 0
         self._fresh_at = 0.0
         self._keyed_at: float | None = None
@@ -423,6 +427,10 @@ class AioquicEngine(quic.QuicConnection):
         return sum(
             stream.sender._buffer_stop - stream.sender._buffer_start for stream in self._lanes
         )
+
+    def acknowledge_now(self) -> None:
+        """As `Engine`: with the next packets that leave."""
+        self._is_awaited = True
 
     def ping(self, uid: int) -> None:
         """Send a PING; its acknowledgement is a PingAcknowledged event with `uid`."""
@@ -681,10 +689,12 @@ class AioquicEngine(quic.QuicConnection):
         elif (
             self._received_since_ack >= ACK_EVERY_PACKETS
             or self._received_bytes_since_ack >= ACK_EVERY_BYTES
+            or self._is_awaited
             or len(space.ack_queue) > 1
         ):
             # A gap is told at once: it is how the sender learns of a loss.
             space.ack_at = now
+        self._is_awaited = False
         if not self._handshake_confirmed:
             return
         crypto = self._cryptos[tls.Epoch.ONE_RTT]

@@ -640,6 +640,9 @@ class Link:
         for body, size in entry.reader.feed(data):
             message = self._decoder.decode(lane, body)
             entry.consumed += size
+            if lane is Lane.BULK:
+                # The next piece waits for it.
+                self.engine.acknowledge_now()
             if lane is Lane.CONTROL and self._on_control(message, hellos):
                 continue
             events.append(Received(self, self.peer, message))

@@ -146,6 +146,20 @@ def test_two_large_packets_are_acknowledged_before_the_delay_is_over():
     assert pair.dialler.path().window_bytes > window
 
 
+def test_who_says_so_puts_off_no_acknowledgement():
+    pair = good_pair(latency_s=0.001)
+    pair.run(1.0)
+    for awaited in (False, True):
+        pair.dialler.send_stream_data(2, b"one packet")
+        pair.step()
+        assert pair.dialler.unacknowledged_bytes()
+        if awaited:
+            pair.acceptor.acknowledge_now()
+        pair.run(0.003)
+        assert (pair.dialler.unacknowledged_bytes() == 0) is awaited
+        pair.run(1.0)
+
+
 def test_a_few_packets_wait_for_the_acknowledgement_delay():
     pair = good_pair(latency_s=0.001)
     pair.run(1.0)

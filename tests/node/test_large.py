@@ -62,7 +62,9 @@ def stop_before(origin, piece):
 
 
 async def held(reader_node, pieces):
-    await until(lambda: sum(len(r.pieces) for r in reader_node._chunks._runs.values()) == pieces)
+    await until(
+        lambda: sum(len(r.pieces) for r in reader_node._large.chunks._runs.values()) == pieces
+    )
 
 
 @pytest.mark.parametrize("size", [65_537, MIB, 16 * MIB])
@@ -195,7 +197,7 @@ async def test_the_origin_sends_a_few_pieces_and_rests(pki):
             await asyncio.sleep(0)
             large = driver._large
             if large is not None and large.at:
-                waited += not driver._pace.left
+                waited += not driver._pace._left
                 largest = max(
                     largest, sum(link.backlog(Lane.BULK) for link in driver._endpoint.links())
                 )
