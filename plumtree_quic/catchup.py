@@ -28,7 +28,7 @@ class _Reader(Protocol):
     @property
     def is_open(self) -> bool: ...
 
-    def has_room(self, count: int) -> bool: ...
+    def has_room(self, count: int, size: int = 0) -> bool: ...
 
     def wants(self, topic: str) -> bool: ...
 
@@ -160,7 +160,9 @@ class CatchUp:
             self.pull()
 
     def _has_room(self, kept: Kept) -> bool:
-        return self.reader.has_room(kept.bundle.count)
+        bundle = kept.bundle
+        # With its last piece all of a large message comes.
+        return self.reader.has_room(bundle.count, bundle.chunk_bytes or bundle.body_bytes)
 
     def _pass_over(self, until: int) -> None:
         """The store holds nothing before `until` any more: the reader is told of what it had not

@@ -71,6 +71,7 @@ from plumtree_quic.security.policy import POLICY_BYTES_MAX, Policy
 from plumtree_quic.store.contract import Kept, MessageStore, Recovered
 from plumtree_quic.store.memory import MemoryStore
 from plumtree_quic.subscription import (
+    SUBSCRIPTION_BYTES_MAX,
     SUBSCRIPTION_MESSAGES_MAX,
     Gap,
     Message,
@@ -961,6 +962,7 @@ class Node:
         *,
         own: bool = False,
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
+        buffer_bytes: int = SUBSCRIPTION_BYTES_MAX,
         order: Literal["unordered"] = "unordered",
         when_full: WhenFull | None = None,
         since: datetime.datetime | float | None = None,
@@ -975,6 +977,7 @@ class Node:
         *,
         own: bool = False,
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
+        buffer_bytes: int = SUBSCRIPTION_BYTES_MAX,
         order: Literal["fifo"],
         gap_timeout: float | None = None,
         when_full: WhenFull | None = None,
@@ -989,6 +992,7 @@ class Node:
         *,
         own: bool = False,
         buffer: int = SUBSCRIPTION_MESSAGES_MAX,
+        buffer_bytes: int = SUBSCRIPTION_BYTES_MAX,
         order: Literal["unordered", "fifo"] = "unordered",
         gap_timeout: float | None = None,
         when_full: WhenFull | None = None,
@@ -998,15 +1002,17 @@ class Node:
     ) -> Subscription | OrderedSubscription:
         """Receive what is delivered from now on; `topic` None takes every topic.
 
-        own: also our own broadcasts. buffer: messages that may wait for the application. order:
+        own: also our own broadcasts. buffer: messages that may wait for the application;
+        buffer_bytes: payload bytes that may, though one message always does. order:
         "unordered", as they come, or "fifo", each origin's in the order in which it sent them, with
         a `Gap` where something did not come in time. gap_timeout: seconds for which a message that
         holds others up is waited for; `message_cache_ttl` by default, for nobody serves it longer.
 
-        when_full: what happens when `buffer` messages wait and one more comes. "wait" reads it from
-        the store later, "disconnect" ends the subscription with an error, "drop_oldest" and
-        "drop_newest" drop one, count it (`Subscription.dropped`) and say so in the log. Order and
-        drops do not go together. By default "disconnect", and "wait" with one of the next two.
+        when_full: what happens when one more comes than `buffer` or `buffer_bytes` take. "wait"
+        reads it from the store later, "disconnect" ends the subscription with an error,
+        "drop_oldest" and "drop_newest" drop some, count them (`Subscription.dropped`) and say so in
+        the log. Order and drops do not go together. By default "disconnect", and "wait" with one of
+        the next two.
 
         since: also what was broadcast from then on (a datetime with a time zone, or seconds since
         1970; 0: all there is), out of the store, and, for a node that came later, out of what other
@@ -1027,6 +1033,8 @@ class Node:
         driver = self._running()
         if buffer < 1:
             raise ConfigError(f"buffer={buffer}: must be at least 1 message")
+        if buffer_bytes < 1:
+            raise ConfigError(f"buffer_bytes={buffer_bytes}: must be at least 1 byte")
         if ack not in ("auto", "manual"):
             raise ConfigError(f'ack={ack!r}: must be "auto" or "manual"')
         since_ms = _since_ms(since)
@@ -1051,7 +1059,9 @@ class Node:
         if order == "unordered":
             if gap_timeout is not None:
                 raise ConfigError('gap_timeout is for order="fifo": nothing else waits for a gap')
-            subscription = Subscription(self._unsubscribe, topic, own, buffer, when_full)
+            subscription = Subscription(
+                self._unsubscribe, topic, own, buffer, when_full, buffer_bytes
+            )
             self._subscriptions.append(subscription)
             if stored:
                 self._catch_up(subscription, since_ms, name if ack == "manual" else "")
@@ -1075,6 +1085,7 @@ class Node:
             gap_timeout_s=timeout_s,
             quiet_s=quiet_s,
             when_full=when_full,
+            buffer_bytes=buffer_bytes,
         )
         if since_ms is None and ack == "auto":
             now = time.monotonic()

@@ -20,6 +20,7 @@ from plumtree_quic.proto.fifo import HoldBack, Hole, IsAwaited, SeenThrough
 from plumtree_quic.store.contract import Kept
 
 __all__ = [
+    "SUBSCRIPTION_BYTES_MAX",
     "SUBSCRIPTION_MESSAGES_MAX",
     "Gap",
     "Message",
@@ -30,7 +31,9 @@ __all__ = [
 
 logger = logging.getLogger("plumtree_quic")
 
+# What a reader may be behind by unless it says otherwise. Guesses.
 SUBSCRIPTION_MESSAGES_MAX = 262_144
+SUBSCRIPTION_BYTES_MAX = 256 << 20
 
 # A reader that drops is told of in the log at once, and then so often at most.
 DROPS_TOLD_EVERY_S = 60.0
@@ -96,6 +99,11 @@ class Gap:
     last: int
 
 
+def _weight(item: object) -> int:
+    """Bytes that a buffer is charged for."""
+    return len(item.payload) if isinstance(item, Message) else 0
+
+
 class _Reader(Generic[_T]):
     """What waits for an application that iterates over it."""
 
@@ -106,13 +114,16 @@ class _Reader(Generic[_T]):
         own: bool,
         buffer: int,
         when_full: WhenFull = "disconnect",
+        buffer_bytes: int = SUBSCRIPTION_BYTES_MAX,
     ) -> None:
         self._end = end
         self._buffer = buffer
+        self._buffer_bytes = buffer_bytes
         self._when_full = when_full
         self._told_at = float("-inf")
         self.dropped = 0
         self._queue: deque[_T] = deque()
+        self._bytes = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._overflowed = False
         self._closed = False
@@ -151,8 +162,9 @@ class _Reader(Generic[_T]):
         while not self._queue:
             if self._overflowed:
                 raise LocalProtocolError(
-                    f"this subscription fell more than {self._buffer} messages behind and was "
-                    "ended; read faster or subscribe with a larger buffer="
+                    f"this subscription fell more than {self._buffer} messages, or "
+                    f"{self._buffer_bytes} bytes, behind and was ended; read faster or subscribe "
+                    "with a larger buffer= or buffer_bytes="
                 )
             if self._error:
                 raise LocalProtocolError(self._error)
@@ -165,14 +177,29 @@ class _Reader(Generic[_T]):
             finally:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
-        item = self._queue.popleft()
-        if self.on_room is not None and len(self._queue) * 2 <= self._buffer:
+        item = self._pop()
+        if (
+            self.on_room is not None
+            and len(self._queue) * 2 <= self._buffer
+            and self._bytes * 2 <= self._buffer_bytes
+        ):
             self.on_room()
         return item
 
-    def has_room(self, count: int) -> bool:
-        """Whether so many more fit; one bundle always does when nothing waits."""
-        return not self._queue or len(self._queue) + count <= self._buffer
+    def _pop(self) -> _T:
+        item = self._queue.popleft()
+        self._bytes -= _weight(item)
+        return item
+
+    def _push(self, item: _T) -> None:
+        self._queue.append(item)
+        self._bytes += _weight(item)
+
+    def has_room(self, count: int, size: int = 0) -> bool:
+        """Whether so many messages of so many bytes in all fit; they do when nothing waits."""
+        return not self._queue or (
+            len(self._queue) + count <= self._buffer and self._bytes + size <= self._buffer_bytes
+        )
 
     @property
     def is_fed(self) -> bool:
@@ -211,8 +238,8 @@ class _Reader(Generic[_T]):
         """
         if not self.is_open:
             return
-        if len(self._queue) < self._buffer or self._when_full == "wait":
-            self._queue.append(item)
+        if self._when_full == "wait" or self.has_room(1, _weight(item)):
+            self._push(item)
         else:
             self._on_full(item)
         if self._waiters:
@@ -224,20 +251,23 @@ class _Reader(Generic[_T]):
             self._end(self)
             logger.error(
                 "a subscription fell %d messages behind and was ended",
-                self._buffer,
+                len(self._queue),
                 extra={"event": "subscription.overflow", "topic": self.topic},
             )
             return
-        self.dropped += 1
         if self._when_full == "drop_oldest":
-            self._queue.popleft()
-            self._queue.append(item)
+            while not self.has_room(1, _weight(item)):
+                self._pop()
+                self.dropped += 1
+            self._push(item)
+        else:
+            self.dropped += 1
         now = time.monotonic()
         if now - self._told_at >= DROPS_TOLD_EVERY_S:
             self._told_at = now
             logger.warning(
                 "a subscription is %d messages behind: %d dropped so far",
-                self._buffer,
+                len(self._queue),
                 self.dropped,
                 extra={
                     "event": "subscription.dropped",
@@ -286,9 +316,10 @@ class Subscription(_Reader[Message]):
 class OrderedSubscription(_Reader[Message | Gap]):
     """As `Subscription`, with the messages of each origin in the order in which it sent them.
 
-    What comes before its turn is held back, at most `buffer` of it. What does not come within
-    `gap_timeout` from when it holds others up is given up: the iteration yields a `Gap` at its
-    place. Origins do not wait for one another. A newer epoch of an origin follows the older one.
+    What comes before its turn is held back, at most `buffer` and `buffer_bytes` of it. What does
+    not come within `gap_timeout` from when it holds others up is given up: the iteration yields a
+    `Gap` at its place. Origins do not wait for one another. A newer epoch of an origin follows the
+    older one.
 
     Attributes:
         gaps: how many were told so far.
@@ -304,10 +335,15 @@ class OrderedSubscription(_Reader[Message | Gap]):
         gap_timeout_s: float,
         quiet_s: float,
         when_full: WhenFull = "disconnect",
+        buffer_bytes: int = SUBSCRIPTION_BYTES_MAX,
     ) -> None:
-        super().__init__(end, topic, own, buffer, when_full)
+        super().__init__(end, topic, own, buffer, when_full, buffer_bytes)
         self._held: HoldBack[Message | Hole] = HoldBack(
-            hold_s=gap_timeout_s, quiet_s=quiet_s, items_max=buffer
+            hold_s=gap_timeout_s,
+            quiet_s=quiet_s,
+            items_max=buffer,
+            bytes_max=buffer_bytes,
+            weigh=_weight,
         )
         self._names: dict[MemberKey, NodeId] = {}
         self.gaps = 0

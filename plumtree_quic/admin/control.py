@@ -3,7 +3,8 @@
 ``STATE_DIR/admin.sock`` is made 0600, and the kernel is asked for the uid of whoever connects: a
 node obeys the user that runs it (and root), and nobody else. Requests name an ``op``; each is
 answered by one object with ``ok``, but ``subscribe``, which goes on with one object a message (and,
-with ``order`` "fifo", a gap).
+with ``order`` "fifo", a gap). ``publish`` has its ``payload`` in base64, or says in ``bytes`` how
+many follow its line as they are.
 """
 
 import asyncio
@@ -17,10 +18,11 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plumtree_quic.errors import ConfigError, LinkError, PlumtreeError
+from plumtree_quic.errors import ConfigError, LinkError, MessageTooLarge, PlumtreeError
 from plumtree_quic.node import Gap, Message, Node, OrderedSubscription, Subscription
 
 __all__ = ["SOCKET_NAME", "ControlServer", "ask", "socket_path", "stream"]
@@ -32,9 +34,12 @@ SOCKET_NAME = "admin.sock"
 _PATH_BYTES_MAX = 107
 # 64 KiB of payload in base64, and room for the rest.
 _LINE_BYTES_MAX = 128 * 1024
-# A reader of the socket that falls further behind is told so and ended. A guess: at the largest
-# message it is 64 MiB.
+# A reader of the socket that falls further behind is told so and ended. A guess.
 _SUBSCRIPTION_MESSAGES_MAX = 1_024
+_SUBSCRIPTION_BYTES_MAX = 64 << 20
+# How long a command waits for its answer, and for how many bytes of a message a second more.
+_ANSWER_S = 30.0
+_ANSWER_BYTES_PER_S = 65_536
 
 
 def socket_path(state_dir: str | Path) -> Path:
@@ -104,7 +109,7 @@ class ControlServer:
                 return
             while line := await reader.readline():
                 await self._answer(line, reader, writer)
-        except (ConnectionError, ValueError, asyncio.CancelledError):
+        except (ConnectionError, EOFError, ValueError, asyncio.CancelledError):
             pass  # the other side went away, wrote an endless line, or we close
         finally:
             self._sessions.discard(task)
@@ -120,21 +125,18 @@ class ControlServer:
             if request.get("op") == "subscribe":
                 await self._subscribe(request, reader, writer)
                 return
-            answer = {"ok": True, **await self._run(request)}
+            answer = {"ok": True, **await self._run(request, reader)}
         except (PlumtreeError, ValueError, TypeError, RecursionError) as error:
             answer = {"ok": False, "error": str(error) or type(error).__name__}
         await _write(writer, answer)
 
-    async def _run(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _run(self, request: dict[str, Any], reader: asyncio.StreamReader) -> dict[str, Any]:
         node = self._node
         match request.get("op"):
             case "status":
                 return status(node)
             case "publish":
-                try:
-                    payload = base64.b64decode(request.get("payload", "!"), validate=True)
-                except (binascii.Error, TypeError):
-                    raise ValueError("payload is missing or not base64")
+                payload = await self._payload(request, reader)
                 receipt = await node.broadcast(payload, topic=str(request.get("topic", "")))
                 return {"id": str(receipt.id)}
             case "drain":
@@ -145,6 +147,26 @@ class ControlServer:
                 return {}
             case other:
                 raise ValueError(f"unknown op {other!r}")
+
+    async def _payload(self, request: dict[str, Any], reader: asyncio.StreamReader) -> bytes:
+        size = request.get("bytes")
+        if size is None:
+            try:
+                return base64.b64decode(request.get("payload", "!"), validate=True)
+            except (binascii.Error, TypeError):
+                raise ValueError("payload is missing or not base64")
+        if type(size) is not int or size < 0:
+            raise ValueError("bytes is a count")
+        largest = self._node.config.max_message_size
+        if size > largest:
+            # One more than is kept: it all comes, so that whoever sends it reads the answer.
+            while size and (some := await reader.read(min(size, _LINE_BYTES_MAX))):
+                size -= len(some)
+            raise MessageTooLarge(
+                f"payload is above max_message_size ({largest}); split it, or raise the limit on "
+                "every node (PLUMTREE_MAX_MESSAGE_SIZE)"
+            )
+        return await reader.readexactly(size)
 
     async def _subscribe(
         self,
@@ -170,12 +192,18 @@ class ControlServer:
         wanted = str(topic) if topic is not None else None
         since = request.get("since")
         at = float(since) if since is not None else None
-        buffer = _SUBSCRIPTION_MESSAGES_MAX
+        subscribe = partial(
+            self._node.subscribe,
+            wanted,
+            buffer=_SUBSCRIPTION_MESSAGES_MAX,
+            buffer_bytes=_SUBSCRIPTION_BYTES_MAX,
+            since=at,
+        )
         if order == "fifo":
-            return self._node.subscribe(wanted, buffer=buffer, order="fifo", since=at)
+            return subscribe(order="fifo")
         if order != "unordered":
             raise ValueError(f"unknown order {order!r}")
-        return self._node.subscribe(wanted, buffer=buffer, since=at)
+        return subscribe()
 
 
 def status(node: Node) -> dict[str, Any]:
@@ -211,15 +239,17 @@ def status(node: Node) -> dict[str, Any]:
     }
 
 
-def ask(path: Path, request: dict[str, Any], *, timeout_s: float = 30.0) -> dict[str, Any]:
+def ask(path: Path, request: dict[str, Any], payload: bytes = b"") -> dict[str, Any]:
     """Send one request to a running node and return its answer (blocking, for commands).
+
+    payload: what follows the request as it is.
 
     Raises:
         LinkError: no node serves `path`, or it went away.
         PlumtreeError: the node refused the request; the message is the node's.
     """
-    with _connect(path, timeout_s) as connection:
-        _send(connection, request)
+    with _connect(path, _ANSWER_S + len(payload) / _ANSWER_BYTES_PER_S) as connection:
+        _send(connection, request, payload)
         with connection.makefile("rb") as lines:
             return _checked(_read(lines.readline, path))
 
@@ -300,10 +330,11 @@ def _connect(path: Path, timeout_s: float | None) -> socket.socket:
     return connection
 
 
-def _send(connection: socket.socket, request: dict[str, Any]) -> None:
+def _send(connection: socket.socket, request: dict[str, Any], payload: bytes = b"") -> None:
     # A node that ends the connection early may have said why: what it answered tells, not this.
     with contextlib.suppress(ConnectionError):
         connection.sendall(json.dumps(request).encode() + b"\n")
+        connection.sendall(payload)
 
 
 def _read(readline: Any, path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from plumtree_quic.admin.control import ask, socket_path, stream
 from plumtree_quic.config import parse_duration
 from plumtree_quic.errors import LinkError, MessageTooLarge
-from plumtree_quic.wire import PAYLOAD_BYTES_MAX
+from plumtree_quic.wire import MESSAGE_BYTES_MAX
 
 __all__ = ["drain", "leave", "publish", "status", "subscribe"]
 
@@ -35,18 +35,16 @@ def publish(state_dir: str, topic: str, message: str | None) -> None:
     """Broadcast MESSAGE, or all of standard input when it is missing or '-'."""
     if message is None or message == "-":
         # One byte more than ever fits, so that an endless input is refused and not collected.
-        payload = sys.stdin.buffer.read(PAYLOAD_BYTES_MAX + 1)
+        payload = sys.stdin.buffer.read(MESSAGE_BYTES_MAX + 1)
     else:
         payload = message.encode("utf-8", "surrogateescape")
-    if len(payload) > PAYLOAD_BYTES_MAX:
+    if len(payload) > MESSAGE_BYTES_MAX:
         raise MessageTooLarge(
-            f"the message is longer than {PAYLOAD_BYTES_MAX:,} bytes, the most that one can have; "
+            f"the message is longer than {MESSAGE_BYTES_MAX:,} bytes, the most that one can have; "
             "split it"
         )
-    answer = ask(
-        socket_path(state_dir),
-        {"op": "publish", "topic": topic, "payload": base64.b64encode(payload).decode()},
-    )
+    request = {"op": "publish", "topic": topic, "bytes": len(payload)}
+    answer = ask(socket_path(state_dir), request, payload)
     click.echo(answer["id"])
 
 

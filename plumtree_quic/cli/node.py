@@ -17,7 +17,7 @@ from plumtree_quic.driver import advertised_address
 from plumtree_quic.errors import ConfigError, JoinError, MessageTooLarge, PlumtreeError
 from plumtree_quic.net.udp import parse_address
 from plumtree_quic.node import Delegate, Message, Node, Subscription
-from plumtree_quic.wire import PAYLOAD_BYTES_MAX, TOPIC_BYTES_MAX
+from plumtree_quic.wire import TOPIC_BYTES_MAX
 
 __all__ = ["node"]
 
@@ -307,7 +307,7 @@ def _read_lines(
             while chunk := os.read(0, 65_536):
                 *whole, rest = (rest + chunk).split(b"\n")
                 # Longer than a message can be is refused anyway, and must not be collected.
-                rest = rest[: PAYLOAD_BYTES_MAX + 1]
+                rest = rest[: running.config.max_message_size + 1]
                 hand_over(whole)
             hand_over([rest] if rest else [])
         except OSError as error:  # a terminal that is gone, for one

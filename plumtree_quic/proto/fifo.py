@@ -69,13 +69,14 @@ class _Stream(Generic[_T]):
 @attrs.define(eq=False)
 class _Origin(Generic[_T]):
     """current: the epoch whose turn it is. begun: something was handed over. load: items and ranges
-    of it that are held back.
+    of it that are held back. bytes: what these items weigh.
     """
 
     current: int
     begun: bool = False
     epochs: dict[int, _Stream[_T]] = attrs.field(factory=dict)
     load: int = 0
+    bytes: int = 0
 
 
 class HoldBack(Generic[_T]):
@@ -88,19 +89,30 @@ class HoldBack(Generic[_T]):
         items_max: what may be held back, in items and in ranges that came before their turn; above
             it the first hole of whoever holds most is given up at once, so that one origin with
             holes on purpose makes nobody else's turn into gaps.
+        bytes_max: the same, in what items weigh. weigh: how much one does.
 
     Attributes:
         held: items that wait. late: messages that came too late for their place.
     """
 
-    def __init__(self, *, hold_s: float, quiet_s: float, items_max: int) -> None:
+    def __init__(
+        self,
+        *,
+        hold_s: float,
+        quiet_s: float,
+        items_max: int,
+        bytes_max: int = 1 << 62,
+        weigh: Callable[[_T], int] = lambda _: 0,
+    ) -> None:
         self._hold_s = hold_s
         self._quiet_s = quiet_s
         self._items_max = items_max
+        self._bytes_max = bytes_max
+        self._weigh = weigh
         self._origins: dict[MemberKey, _Origin[_T]] = {}
         # Origins of which something is held.
         self._waiting: dict[MemberKey, None] = {}
-        self._load = 0
+        self._load = self._bytes = 0
         self.held = 0
         self.late = 0
 
@@ -169,9 +181,7 @@ class HoldBack(Generic[_T]):
             stream.blocked_at = now
         stream.held[first] = (last, items)
         stream.firsts.insert(at, first)
-        self.held += len(items)
-        self._load += len(items) + 1
-        known.load += len(items) + 1
+        self._count(known, items, 1)
         self._waiting[origin] = None
         if epoch == known.current:
             self._release(known, stream, now, out)
@@ -181,7 +191,19 @@ class HoldBack(Generic[_T]):
         while self._load > self._items_max:
             most = max(self._waiting, key=lambda each: self._origins[each].load)
             out += self._give_up(most, now)
+        while self._bytes > self._bytes_max:
+            most = max(self._waiting, key=lambda each: self._origins[each].bytes)
+            out += self._give_up(most, now)
         return out
+
+    def _count(self, known: _Origin[_T], items: Sequence[_T], sign: int) -> None:
+        """A range with these items is held back from now on (1), or no more (-1)."""
+        load, size = sign * (len(items) + 1), sign * sum(map(self._weigh, items))
+        self.held += sign * len(items)
+        self._load += load
+        known.load += load
+        self._bytes += size
+        known.bytes += size
 
     def note_progress(self, origin: MemberKey, epoch: int, first: int, now: float) -> None:
         """Part of what begins at `first`, and holds others up, has just come: it is not late."""
@@ -335,9 +357,7 @@ class HoldBack(Generic[_T]):
             known.begun = True
             stream.next_seq = last + 1
             stream.blocked_at = now
-            self.held -= len(items)
-            self._load -= len(items) + 1
-            known.load -= len(items) + 1
+            self._count(known, items, -1)
             out += items
 
     def _give_up(self, origin: MemberKey, now: float) -> list[_T | Hole]:

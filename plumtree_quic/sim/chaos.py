@@ -119,7 +119,7 @@ class _Reader:
     def is_open(self) -> bool:
         return self._host.alive
 
-    def has_room(self, count: int) -> bool:
+    def has_room(self, count: int, size: int = 0) -> bool:  # noqa: ARG002
         return not self._queue or len(self._queue) + count <= BUFFER
 
     def wants(self, topic: str) -> bool:  # noqa: ARG002

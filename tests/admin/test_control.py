@@ -55,6 +55,8 @@ async def test_publish_returns_the_message_id(running):
         ({"op": "explode"}, "unknown op"),
         ({"op": "publish", "payload": "!"}, "base64"),
         ({"op": "publish", "payload": "", "topic": "x" * 300}, "topic"),
+        ({"op": "publish", "bytes": -1}, "bytes is a count"),
+        ({"op": "publish", "bytes": True}, "bytes is a count"),
     ],
 )
 async def test_a_bad_request_is_answered_and_ends_nothing(running, request_, complaint):
@@ -62,6 +64,41 @@ async def test_a_bad_request_is_answered_and_ends_nothing(running, request_, com
     with pytest.raises(PlumtreeError, match=complaint):
         await asyncio.to_thread(ask, socket_path(directory), request_)
     await asyncio.to_thread(ask, socket_path(directory), {"op": "status"})
+
+
+async def test_what_follows_a_request_is_published_as_it_is(running):
+    node, _control, directory = running
+    payload = b"\n{}\0" * 16_384
+    async with node.subscribe(own=True) as messages:
+        request = {"op": "publish", "bytes": len(payload)}
+        answer = await asyncio.to_thread(ask, socket_path(directory), request, payload)
+        message = await anext(messages)
+        assert (str(message.id), message.payload) == (answer["id"], payload)
+
+
+async def test_too_much_behind_a_request_is_refused_and_the_next_request_answered(running):
+    _node, _control, directory = running
+    reader, writer = await asyncio.open_unix_connection(str(socket_path(directory)))
+    writer.write(b'{"op": "publish", "bytes": 1000000}\n' + bytes(1_000_000))
+    writer.write(b'{"op": "status"}\n')
+    answer = json.loads(await reader.readline())
+    assert not answer["ok"]
+    assert "max_message_size (65536)" in answer["error"]
+    assert json.loads(await reader.readline())["ok"]
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_who_goes_before_all_of_a_message_was_sent_ends_nothing(running, caplog):
+    node, _control, directory = running
+    _reader, writer = await asyncio.open_unix_connection(str(socket_path(directory)))
+    writer.write(b'{"op": "publish", "bytes": 1000}\nhalf')
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.to_thread(ask, socket_path(directory), {"op": "status"})
+    assert node.stats()["messages_accepted"] == 0
+    assert not caplog.records
 
 
 async def test_garbage_on_the_socket_ends_nothing(running):

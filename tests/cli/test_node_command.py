@@ -1,6 +1,8 @@
 """`plumtree-quic node`, `publish`, `subscribe`, `status` as processes: the three-terminal chat."""
 
+import base64
 import contextlib
+import json
 import os
 import select
 import signal
@@ -139,7 +141,7 @@ def test_a_pipe_is_sent_to_its_last_byte_and_too_long_a_line_is_told(files):
             lines = [f"line {number}" for number in range(3000)]
             b.process.stdin.write(b"x" * 300_000 + b"\n" + "\n".join(lines).encode())
             b.process.stdin.close()
-            assert "raise the limit" not in b.until("(65536); split it")
+            b.until("(65536); split it or raise the limit (67,108,864 at most)")
             a.until("b: line 2999")
             assert [line for line in a.text.splitlines() if line.startswith("b: ")] == [
                 f"b: {line}" for line in lines
@@ -446,7 +448,55 @@ def test_a_message_from_a_pipe_that_never_ends_is_refused(files):
                 stdin=endless, capture_output=True, text=True, timeout=WAIT_S, check=False,
             )  # fmt: skip
         assert done.returncode == 1
-        assert "65,536" in done.stderr
+        assert "67,108,864" in done.stderr
+
+
+def test_a_large_file_is_published_where_the_limit_says_so(files):
+    common = ("node", "--listen", "127.0.0.1:0", "--state-dir")
+    state = {name: str(files / f"state-{name}") for name in "ab"}
+    large = files / "large"
+    large.write_bytes(os.urandom(1 << 20))
+    env = {"PLUMTREE_MAX_MESSAGE_SIZE": str(1 << 20), "PLUMTREE_STORAGE__ENABLED": "true"}
+    with terminal(*common, state["a"], *identity(files, "a"), env=env) as a:
+        seed = ("--seed", address_of(a))
+        with terminal(*common, state["b"], *seed, *identity(files, "b"), env=env) as b:
+            b.until("node/a is here")
+            assert publish(state["a"], large).returncode == 0
+            reader = ("subscribe", "--state-dir", state["b"], "--since", "all", "--json")
+            done = subprocess.run(
+                [*PROGRAM, *reader, "--count", "1"],
+                capture_output=True, text=True, timeout=WAIT_S, check=True,
+            )  # fmt: skip
+            payload = json.loads(done.stdout)["payload"]
+            assert base64.b64decode(payload) == large.read_bytes()
+            with large.open("ab") as file:
+                file.write(b"one more")
+            refused = publish(state["a"], large)
+            assert refused.returncode == 1
+            assert "PLUMTREE_MAX_MESSAGE_SIZE" in refused.stderr
+
+
+def publish(state_dir, path):
+    with path.open("rb") as file:
+        return subprocess.run(
+            [*PROGRAM, "publish", "--state-dir", state_dir],
+            stdin=file, capture_output=True, text=True, timeout=WAIT_S, check=False,
+        )  # fmt: skip
+
+
+def test_a_line_longer_than_a_message_is_not_sent_in_part(files):
+    env = {"PLUMTREE_MAX_MESSAGE_SIZE": "100000"}
+    common = ("node", "--listen", "127.0.0.1:0", "--print", "--stdin")
+    with terminal(*common, *identity(files, "a"), env=env) as a:
+        seed = ("--seed", address_of(a))
+        with terminal(*common, *seed, *identity(files, "b"), env=env) as b:
+            b.until("node/a is here")
+            a.until("node/b is here")
+            a.type("x" * 100_001)
+            a.until("not sent")
+            a.type("y" * 90_000)
+            b.until("y" * 90_000)
+            assert "x" * 100 not in b.text
 
 
 def test_no_node_behind_the_socket(files):

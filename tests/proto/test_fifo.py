@@ -178,6 +178,20 @@ def test_above_the_bound_the_first_hole_of_whoever_holds_most_is_given_up_at_onc
     assert seqs(rig.put(2)) == [2, 3]
 
 
+def test_above_the_bound_of_bytes_whoever_holds_most_of_them_gives_up_its_hole():
+    back = HoldBack(hold_s=HOLD_S, quiet_s=QUIET_S, items_max=100, bytes_max=1_000, weigh=len)
+    for origin in (A, B):
+        assert back.put(origin, 1, 1, 1, [b"x"], 0.0) == [b"x"]
+    assert back.put(A, 1, 3, 3, [bytes(600)], 0.0) == []
+    for seq in (3, 5, 7):
+        assert back.put(B, 1, seq, seq, [bytes(100)], 0.0) == []
+    assert back.put(B, 1, 9, 9, [bytes(101)], 0.0) == [Hole(A, 1, 2, 2), bytes(600)]
+    # What was let go weighs nothing any more.
+    assert back.put(A, 1, 5, 5, [bytes(500)], 0.0) == []
+    assert back.put(B, 1, 2, 2, [b"y"], 0.0) == [b"y", bytes(100)]
+    assert back.held == 4
+
+
 def test_a_reader_that_goes_gets_what_was_held_with_its_holes():
     rig = Rig()
     rig.put(2)
