@@ -6,6 +6,7 @@ put theirs together themselves (`catchup`), and share what a message is made of 
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -77,8 +78,8 @@ class Assembly:
         self._store: MessageStore | None = None
         self._former: frozenset[StreamKey] = frozenset()
         self._recovered_at = 1
-        # Messages of which the store is being asked for what it had.
-        self._fetching: set[tuple[MemberKey, int, int]] = set()
+        # Messages of which the store is being asked for what it had, and how often.
+        self._fetching: Counter[tuple[MemberKey, int, int]] = Counter()
         # What readers that have ended had counted.
         self._ended = ChunksCounters()
 
@@ -115,7 +116,7 @@ class Assembly:
         before = len(self.chunks)
         whole = self.chunks.put(bundle, kept, now, kept.link)
         if len(self.chunks) > before:
-            self._fetch(kept)
+            self.fetch(kept, self.take)
         for reader in readers:
             reader.note_progress(kept, now)
         self._tell_dropped()
@@ -134,7 +135,7 @@ class Assembly:
         now = time.monotonic()
 
         def seen(origin: MemberKey, epoch: int, seq: int) -> int:
-            if (origin, epoch, seq) in self._fetching:
+            if self._fetching[origin, epoch, seq]:
                 return seq - 1
             return self._outside.seen_through(origin, epoch, seq)
 
@@ -143,6 +144,32 @@ class Assembly:
         self._tell_dropped()
         for each in catching:
             each.settle_chunks(seen, now)
+
+    def fetch(self, kept: Kept, take: Callable[[Kept], None]) -> None:
+        """This is the first piece of its message that a reader is given: a former life may have
+        had others. The store has them, and gives them to `take`.
+        """
+        store, bundle = self._store, kept.bundle
+        key = (bundle.origin, bundle.epoch)
+        if store is None or key not in self._former or kept.at < self._recovered_at:
+            return
+        first, last = bundle.run
+
+        def on_page(page: Page) -> None:
+            at = last
+            for each in page.kept:
+                at = each.bundle.last
+                if each.at < self._recovered_at and each.bundle.is_chunk and not each.history:
+                    take(each)
+            if page.more and page.kept and at < last:
+                store.read(key, at + 1, last, PAGE_BYTES, on_page)
+            else:
+                self._fetching[*key, first] -= 1
+                if not self._fetching[*key, first]:
+                    del self._fetching[*key, first]
+
+        self._fetching[*key, first] += 1
+        store.read(key, first, last, PAGE_BYTES, on_page)
 
     def reader_ended(self, catching: CatchUp) -> None:
         """What this one had counted stays."""
@@ -180,28 +207,6 @@ class Assembly:
         }
 
     # --- inside ---------------------------------------------------------------------------------
-
-    def _fetch(self, kept: Kept) -> None:
-        """A former life may have had the first pieces of this message: the store has them."""
-        store, bundle = self._store, kept.bundle
-        key = (bundle.origin, bundle.epoch)
-        if store is None or key not in self._former or kept.at < self._recovered_at:
-            return
-        first, last = bundle.run
-
-        def on_page(page: Page) -> None:
-            at = last
-            for each in page.kept:
-                at = each.bundle.last
-                if each.at < self._recovered_at and each.bundle.is_chunk and not each.history:
-                    self.take(each)
-            if page.more and page.kept and at < last:
-                store.read(key, at + 1, last, PAGE_BYTES, on_page)
-            else:
-                self._fetching.discard((*key, first))
-
-        self._fetching.add((*key, first))
-        store.read(key, first, last, PAGE_BYTES, on_page)
 
     def _tell_dropped(self) -> None:
         """Large messages were given up: who reads in order is told, and so is who is to blame."""

@@ -72,6 +72,8 @@ class CatchUp:
         check: raises when the node has ended, and nothing can be noted any more.
         taken: called when the reader was given something.
         join: the message of these pieces, if it is one. chunks: where they are put together.
+        fetch: told the first piece of a message that this reader is given, finds those that a
+            former life had.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class CatchUp:
         taken: Callable[[], None] = lambda: None,
         join: Callable[[Sequence[Kept]], list[Message]] = lambda _pieces: [],
         chunks: Chunks[Kept] | None = None,
+        fetch: Callable[[Kept, Callable[[Kept], None]], None] = lambda _kept, _take: None,
     ) -> None:
         self._store = store
         self.reader = reader
@@ -102,6 +105,7 @@ class CatchUp:
         self._join = join
         # By default whatever is large is too large.
         self.chunks = chunks if chunks is not None else Chunks[Kept](0, 0.0)
+        self._fetch = fetch
         self._clock = clock
         self._when_safe = when_safe
         self._check = check
@@ -214,7 +218,10 @@ class CatchUp:
             self._done_with([kept])
             self.reader.take(kept, [], now)
             return
+        before = len(self.chunks)
         whole = self.chunks.put(bundle, kept, now)
+        if len(self.chunks) > before:
+            self._fetch(kept, self._take_piece)
         self.reader.note_progress(kept, now)
         self._tell_dropped()
         if whole is None:

@@ -1126,6 +1126,7 @@ class Node:
             read=self._messages_of,
             join=self._large.message_of,
             chunks=self._large.new_chunks(),
+            fetch=self._large.fetch,
             clock=time.monotonic,
             when_safe=driver.when_safe,
             check=self._running,

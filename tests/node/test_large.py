@@ -378,6 +378,32 @@ async def test_what_incomplete_messages_take_is_bounded(pki):
         assert b.stats()["chunks_dropped_memory"] >= 4
 
 
+@pytest.mark.parametrize("order", ["unordered", "fifo"])
+async def test_a_restart_in_the_middle_loses_nothing_for_who_reads_from_the_store(
+    pki, tmp_path, order
+):
+    def of_b():
+        return node(pki, "b", SqliteStore(tmp_path / "b.db"))
+
+    async with node(pki, "a") as a:
+        async with of_b() as b:
+            await joined(a, b)
+            go_on = stop_before(a, 10)
+            sending = asyncio.create_task(a.broadcast(data(MIB)))
+            await held(b, 10)
+        async with of_b() as b:
+            messages = b.subscribe(order=order, when_full="wait")
+            named = b.subscribe(order=order, ack="manual", name="new")
+            await joined(a, b)
+            go_on()
+            await sending
+            await a.broadcast(b"after")
+            for reader in (messages, named):
+                got = await read(reader, 2)
+                assert {each.payload for each in got} == {data(MIB), b"after"}
+            assert b.stats()["chunks_dropped_past"] == 0
+
+
 @pytest.mark.parametrize("ack", ["auto", "manual"])
 async def test_a_restart_in_the_middle_of_a_large_message_leads_to_one_delivery(pki, tmp_path, ack):
     def of_b():
