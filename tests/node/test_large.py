@@ -378,6 +378,40 @@ async def test_what_incomplete_messages_take_is_bounded(pki):
         assert b.stats()["chunks_dropped_memory"] >= 4
 
 
+@pytest.mark.parametrize("with_small", [False, True])
+async def test_an_origin_that_dies_in_the_middle_leaves_one_gap_and_all_that_was_accepted(
+    pki, tmp_path, with_small
+):
+    def of_a():
+        return node(pki, "a", SqliteStore(tmp_path / "a.db"))
+
+    async with node(pki, "b", MemoryStore()) as b:
+        plain, ordered = b.subscribe(), b.subscribe(order="fifo", gap_timeout=1.0)
+        fed = b.subscribe(order="fifo", gap_timeout=1.0, when_full="wait")
+        async with of_a() as a:
+            await joined(b, a)
+            stop_before(a, 3)
+            sending = asyncio.create_task(a.broadcast(data(MIB)))
+            await held(b, 3)
+            if with_small:
+                await a.broadcast(b"meanwhile")
+            # No drain: as after kill -9, the store has what it has.
+            await a.shutdown()
+            with pytest.raises(NodeClosed):
+                await sending
+        async with of_a() as a:
+            await joined(b, a)
+            await a.broadcast(b"after")
+            expected = [b"meanwhile", b"after"][not with_small :]
+            assert [each.payload for each in await read(plain, len(expected))] == expected
+            for reader in (ordered, fed):
+                gap, *got = await read(reader, 1 + len(expected))
+                assert isinstance(gap, Gap)
+                assert gap.first == 1
+                assert [each.payload for each in got] == expected
+            assert b.stats()["strikes"] == 0
+
+
 @pytest.mark.parametrize("order", ["unordered", "fifo"])
 async def test_a_restart_in_the_middle_loses_nothing_for_who_reads_from_the_store(
     pki, tmp_path, order
