@@ -126,12 +126,32 @@ def test_one_origin_costs_no_other_one_its_message(chunks):
 
 
 def test_what_one_link_leaves_incomplete_is_bounded_whoever_the_origins_are(chunks):
-    for origin in (A, B, C, D):
-        put_all(chunks, pieces(5, 9_000, origin=origin)[:-1], link=ONE)
-        put_all(chunks, pieces(2, 900, first=100, origin=origin)[:-1], link=TWO)
-        assert chunks._by_link[ONE] <= 3 * UNIT
-    dropped = chunks.take_dropped()
-    assert [(each.origin, each.first) for each in dropped] == [(A, 1)]
+    # Together below what the node takes; above what one link may bring of it.
+    made = [pieces(9, 9_000, origin=origin)[:4] for origin in (A, B, C, D)]
+    size = sum(len(each.raw) + ENTRY_BYTES for each in made[0])
+    assert 3 * UNIT < 5 * size < 4 * UNIT
+    kept = pieces(9, 9_000, first=100, origin=A)[:4]
+    put_all(chunks, kept, link=TWO)
+    for bundles in made:
+        put_all(chunks, bundles, link=ONE)
+    assert not reasons(chunks)
+    put_all(chunks, pieces(9, 9_000, first=100, origin=B)[:4], link=ONE)
+    assert chunks._by_link[ONE] <= 3 * UNIT
+    # What began first of what that link brought has gone, and nothing that another one did.
+    (dropped,) = chunks.take_dropped()
+    assert (dropped.origin, dropped.first, dropped.reason) == (A, 1, Reason.MEMORY)
+    assert chunks._by_link[TWO] == size
+
+
+def test_above_the_bound_of_the_node_whoever_holds_most_pays_and_not_who_came_last(chunks):
+    put_all(chunks, pieces(5, 9_000, origin=A)[:4])
+    put_all(chunks, pieces(5, 8_000, first=10, origin=A)[:4])
+    put_all(chunks, pieces(5, 9_000, origin=B)[:4])
+    put_all(chunks, pieces(5, 9_000, origin=C)[:4])
+    assert not reasons(chunks)
+    put_all(chunks, pieces(5, 9_000, origin=D)[:4])
+    (dropped,) = chunks.take_dropped()
+    assert (dropped.origin, dropped.first) == (A, 1)
 
 
 def test_what_all_leave_incomplete_is_bounded_and_who_has_most_pays(chunks):

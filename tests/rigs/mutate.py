@@ -87,6 +87,9 @@ WIRED = {
     "plumtree_quic/proto/fifo.py": ("tests/proto/test_fifo.py",),
     "plumtree_quic/proto/sync.py": ("tests/proto/test_sync.py", "tests/sim/test_byzantine.py"),
     "plumtree_quic/proto/coverage.py": ("tests/proto/test_coverage.py",),
+    "plumtree_quic/proto/chunks.py": ("tests/proto/test_chunks.py",),
+    "plumtree_quic/assembly.py": ("tests/node/test_large.py",),
+    "plumtree_quic/subscription.py": ("tests/node/test_slow_reader.py",),
     "plumtree_quic/ledger.py": ("tests/test_ledger.py", "tests/node/test_stores.py"),
     "plumtree_quic/catchup.py": ("tests/node/test_stores.py",),
     "plumtree_quic/store/database.py": ("tests/store/test_sqlite.py",),
@@ -113,6 +116,7 @@ WIRED = {
 _FIFO = "plumtree_quic/proto/fifo.py"
 _SYNC = "plumtree_quic/proto/sync.py"
 _COVERAGE = "plumtree_quic/proto/coverage.py"
+_CHUNKS = "plumtree_quic/proto/chunks.py"
 _LEDGER = "plumtree_quic/ledger.py"
 _GATE = "plumtree_quic/security/gate.py"
 _POLICY = "plumtree_quic/security/policy.py"
@@ -136,6 +140,25 @@ ALSO = (
     (_COVERAGE, "len(count.keys) >= KEYS_OF_ONE_MAX or self._keys >= KEYS_MAX", "False"),
     (_COVERAGE, "self._keys -= len(self._counts.pop(name).keys)", "del self._counts[name]"),
     (_COVERAGE, "count is None or peer not in count.waiting", "count is None"),
+    (_FIFO, "while self._bytes > self._bytes_max:", "while False:"),
+    (_CHUNKS, "self._by_origin.get(origin, 0) > ORIGIN_MESSAGES_MAX * unit", "False"),
+    (_CHUNKS, "self._by_link.get(link, 0) > LINK_MESSAGES_MAX * unit", "False"),
+    (_CHUNKS, "self.bytes > NODE_MESSAGES_MAX * unit", "False"),
+    (_CHUNKS, "max(self._by_origin, key=self._by_origin.__getitem__)", "origin"),
+    (_CHUNKS, "if key in self._given_up:", "if False:"),
+    (_CHUNKS, "len(self._given_up) > GIVEN_UP_MAX", "False"),
+    (_CHUNKS, "if self._contradicts(bundle.origin, bundle.epoch, first, last):", "if False:"),
+    (
+        "plumtree_quic/assembly.py",
+        "if bundle.chunk_bytes > self._message_bytes_max:",
+        "if False:",
+    ),
+    ("plumtree_quic/assembly.py", "and self._outside.refuses(message)", "and False"),
+    (
+        "plumtree_quic/subscription.py",
+        "and self._bytes + size <= self._buffer_bytes",
+        "",
+    ),
     (_LEDGER, "if not self.store.durable or ticket <= self._through:", "if True:"),
     (
         _LEDGER,
