@@ -567,7 +567,7 @@ class Plumtree:
         if link is None or stream is None:
             return effects
         link.heard_at = now
-        if self._is_new(stream, bundle, link, effects, pushed=isinstance(message, Gossip)):
+        if self._is_new(stream, bundle, link, effects, pushed=not isinstance(message, Repair)):
             self.counters.tree_refused += 1
             self._take(stream, bundle, now)
             effects.append(Skipped(*stream.key, bundle.first, bundle.last))

@@ -341,7 +341,7 @@ class Host:
         except Violation:
             if end.peer not in self.cluster.liars:
                 raise
-        if isinstance(message, Gossip | Repair):
+        if isinstance(message, Gossip | Chunk | Repair):
             self._name_origin(message.bundle)
         effects = self.core.receive(end.peer, message, now)
         if effects:
