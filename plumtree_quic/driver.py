@@ -330,6 +330,8 @@ class Driver:
         # The large message that is being sent; one at a time, so that its numbers are one hole.
         self._large: _Large | None = None
         self._pace = Pace(BLOCKED_S)
+        # Whether this turn handled what somebody served to us.
+        self._has_repaired = False
         # How much of each link's bulk lane must be acknowledged until its last burst has arrived.
         self._underway: dict[NetLink, int] = {}
         self._large_waiters: deque[asyncio.Future[None]] = deque()
@@ -1054,7 +1056,11 @@ class Driver:
         receive = self._endpoint.receive
         for data, address in datagrams:
             receive(data, address, now)
+        self._has_repaired = False
         self._turn()
+        if self._has_repaired:
+            # With all that the packets cost, and other processes that had the processor meanwhile.
+            self.core.repaired(self._loop.time() - now)
 
     def _on_timer(self) -> None:
         self._note_lateness(self._loop.time())
@@ -1355,6 +1361,7 @@ class Driver:
             if name is not None:
                 self.core.origin_named(name)
         self._source = peer
+        self._has_repaired = self._has_repaired or isinstance(message, Repair)
         try:
             self._perform(self.core.receive(peer, message, now), now)
         finally:

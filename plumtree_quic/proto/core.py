@@ -391,6 +391,10 @@ class Core:
         self._swim.late(seconds, now)
         self._overlay.late(seconds)
 
+    def repaired(self, spent_s: float) -> None:
+        """What others served to us took `spent_s` to handle; see `Sync.worked`."""
+        self._plumtree.repaired(spent_s)
+
     def slept(self, seconds: float, now: float) -> None:
         """`seconds` have passed that `now` does not count, or a clock jumped by so much."""
         self._swim.slept(seconds, now)

@@ -1611,6 +1611,10 @@ class Plumtree:
         if pieces:
             self._fire_grafts(now, effects)
 
+    def repaired(self, spent_s: float) -> None:
+        """What others served to us took `spent_s` to handle; see `Sync.worked`."""
+        self._sync.worked(spent_s)
+
     def _ask_somebody(self, announcer: _Link | None, now: float) -> None:
         """A range failed: its best announcer is compared with, or else a random link."""
         if announcer is None and self._links and not self._sync.is_asking():

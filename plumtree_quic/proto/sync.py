@@ -10,7 +10,8 @@ costs its bucket, an idle cluster one frame of hashes. A hash over bundles, too,
 every bundle is signed, and two under one number are found when the second one comes.
 
 What is asked out of rows goes in pages: about PAGE_BYTES each, two of them under way on a link, so
-that it never idles for a round trip and the answers fit the other's budget. Nothing is asked that
+that it never idles for a round trip and the answers fit the other's budget. What handling them
+costs this node spaces them out, over all its links, which take turns. Nothing is asked that
 lies further than AHEAD_IDS_MAX above all that was seen; the next comparison tells the rest. (Above
 the highest, not above the lowest hole: one message that nobody has any more must not end the
 catching up. A liar cannot raise it, for that takes the origin's signature.)
@@ -69,6 +70,12 @@ ROWS_BYTES_BURST = 2_000_000.0
 PAGE_BYTES = 28_672
 PAGE_IDS_FIRST = 64
 PAGE_IDS_MAX = 4_096
+# What is served costs the node time, which it measures. Pages are asked for so far apart that this
+# is one part in 1 + REST_SHARE: processors that many nodes share are not taken up by one that
+# catches up, and whoever serves it is not asked for everything at once. The cost per message is
+# averaged, and no page puts off the next one by more than the maximum.
+REST_SHARE = 4.0
+REST_S_MAX = 0.5
 # Of whom a claim was proved untrue; whose bundles came and could not be used (a guess).
 DISBELIEVED_S = 600.0
 UNUSABLE_S = 60.0
@@ -156,6 +163,7 @@ class _Link:
     wanted_ranges: int = 0
     more: bool = False
     progress: bool = False
+    drawn_at: float = -inf
     page_ids: int = PAGE_IDS_FIRST
     bytes_per_id: float = 0.0
     served_at: float = -inf
@@ -215,6 +223,12 @@ class Sync:
         self._bytes_left = ROWS_BYTES_BURST
         self._bytes_at = 0.0
         self._sync_at = inf
+        # No page is asked for until then; and when one is to be, as one was put off; or inf.
+        self._rests_until = -inf
+        self._draw_at = inf
+        # What one message that was served costs, and how many came since that was last known.
+        self._cost_s = 0.0
+        self._taken_ids = 0
         self.counters = SyncCounters()
 
     # --- streams --------------------------------------------------------------------------------
@@ -518,19 +532,26 @@ class Sync:
         return bool(link.wanted) or link.more
 
     def with_wants(self) -> list[NodeId]:
-        """The links for which `draw` may have something."""
-        return [link.peer for link in self._links.values() if link.wanted or link.more]
+        """The links for which `draw` may have something, who waits longest first."""
+        links = [link for link in self._links.values() if link.wanted or link.more]
+        links.sort(key=lambda link: link.drawn_at)
+        return [link.peer for link in links]
 
     def draw(self, peer: NodeId, now: float) -> list[Piece]:
         """Take the next pages out of what is wanted of `peer`.
 
-        Nothing while more than one is under way, or more than half of max_batch_size ranges: a
-        frame for each range that was answered would be over the other side's rate.
+        Nothing before it is the next page's turn, while more than one is under way, or more than
+        half of max_batch_size ranges: a frame for each range that was answered would be over the
+        other side's rate.
         """
+        if now < self._rests_until:
+            self._draw_at = self._rests_until
+            return []
         link = self._links[peer]
         batch = self._config.max_batch_size
         room = batch - self._missing.digest_ranges(peer)
         ids = 2 * link.page_ids - self._missing.digest_ids(peer)
+        asked = ids = min(ids, link.page_ids) if self._cost_s else ids
         if room * 2 < batch or ids < link.page_ids:
             return []
         out: list[Piece] = []
@@ -554,11 +575,22 @@ class Sync:
                 link.wanted[key] = (rest, since)
             else:
                 del link.wanted[key]
+        if out and self._cost_s:
+            link.drawn_at = now
+            wait_s = (1 + REST_SHARE) * (asked - ids) * self._cost_s
+            self._draw_at = self._rests_until = now + min(wait_s, REST_S_MAX)
         if not (out or link.wanted or self._missing.digest_ranges(peer)):
             if link.more and link.progress:
                 self.ask(peer, now, 0.0)
             link.more = False
         return out
+
+    def worked(self, spent_s: float) -> None:
+        """What was served since the last call took the node `spent_s` to handle."""
+        if self._taken_ids:
+            per_id = spent_s / self._taken_ids
+            self._cost_s += (per_id - self._cost_s) / (8 if self._cost_s else 1)
+            self._taken_ids = 0
 
     def _unseen(self, link: _Link, key: StreamKey, ranges: list[Range]) -> list[Range]:
         """What of `ranges` may be asked for: not seen, not gone, not too far ahead."""
@@ -595,6 +627,7 @@ class Sync:
         self.came(peer, key, now)
         link = self._links[peer]
         link.progress = True
+        self._taken_ids += count
         link.ask_wait_s = ASK_EVERY_S
         per_id = size / count
         link.bytes_per_id += (per_id - link.bytes_per_id) / (8 if link.bytes_per_id else 1)
@@ -619,7 +652,8 @@ class Sync:
         link = self._links[peer]
         link.served_at = now
         link.serves()
-        # What costs nothing goes in larger pages, until bundles come again.
+        # What costs nothing goes in larger pages and without a rest, until bundles come again.
+        self._rests_until = -inf
         link.page_ids = min(PAGE_IDS_MAX, 2 * link.page_ids)
         trouble = self._trouble(link, key)
         trouble.settle()
@@ -693,7 +727,7 @@ class Sync:
 
     def next_deadline(self) -> float:
         """When `advance` has work, or inf."""
-        deadline = self._sync_at
+        deadline = min(self._sync_at, self._draw_at)
         if self._asks:
             deadline = min(deadline, *self._asks.values())
         if self._waiting:
@@ -713,6 +747,9 @@ class Sync:
 
     def advance(self, now: float, delay_s: float, effects: list[Effect]) -> None:
         """Do what is due at `now`. delay_s: how long to wait for whoever has announced a lot."""
+        if self._draw_at <= now:
+            # Whoever calls draws.
+            self._draw_at = inf
         if self._waiting:
             for peer in tuple(self._waiting):
                 link = self._links[peer]

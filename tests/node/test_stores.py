@@ -21,6 +21,7 @@ from plumtree_quic import (
     ledger,
 )
 from plumtree_quic.ids import member_key
+from plumtree_quic.proto.core import Core
 from tests.rigs.pki import Pki
 from tests.rigs.store import Faulty
 from tests.rigs.waiting import WAIT_S, linked, until
@@ -81,6 +82,28 @@ async def test_who_was_away_is_given_what_only_stores_still_hold(pki):
             assert sorted(texts(await read(messages, 300))) == list(range(3, 303))
             assert messages.pending == 0
         assert a.stats()["repairs_from_store"] > 0
+
+
+async def test_what_it_costs_to_handle_what_others_serve_is_measured_and_nothing_else(
+    pki, monkeypatch
+):
+    spent = []
+    monkeypatch.setattr(Core, "repaired", lambda _, spent_s: spent.append(spent_s))
+    store = MemoryStore()
+    async with node(pki, "a", MemoryStore()) as a:
+        async with node(pki, "b", store) as b, b.subscribe() as messages:
+            await b.join([a.address])
+            await linked([a, b])
+            await publish(a, 1, 2)
+            await read(messages, 2)
+        assert spent == []
+        await publish(a, *range(3, 303))
+        await forgotten(a)
+        async with node(pki, "b", store) as b, b.subscribe() as messages:
+            await b.join([a.address])
+            await read(messages, 300)
+        assert spent
+        assert min(spent) > 0
 
 
 async def test_who_joins_late_is_given_history_only_where_it_is_asked_for(pki):

@@ -1,6 +1,8 @@
 """Anti-entropy, a test for each rule: what is compared, what is asked for, who is believed."""
 
 import re
+from collections import Counter
+from itertools import pairwise
 from random import Random
 
 import attrs
@@ -27,6 +29,8 @@ from plumtree_quic.proto.sync import (
     BUSY_S,
     DISBELIEVED_S,
     PAGE_OF_ROWS_BYTES,
+    REST_S_MAX,
+    REST_SHARE,
     ROWS_BYTES_BURST,
     ROWS_BYTES_PER_S,
     UNUSABLE_S,
@@ -370,6 +374,75 @@ def claims(*held):
         return [rows(*held, round=message.round)] if isinstance(message, DigestHashes) else []
 
     return answer
+
+
+def catch_up(me, peers, cost_s, until, messages=60_000):
+    """Whoever of `peers` is asked serves at once; what it serves costs `cost_s` a message.
+
+    Returns (when, peer, messages) of all that was served.
+    """
+    out, now = [], 0.0
+    effects = [e for peer in peers for e in me.receive(peer, rows((1, messages)), 0.0)]
+    while now <= until:
+        for peer in peers:
+            runs = [r for g in sent(effects, Graft, peer) for e in g.entries for r in e.ranges]
+            effects = [e for e in effects if e.peer != peer]
+            for first, last in runs:
+                for seq in range(first, last + 1):
+                    effects += me.receive(peer, Repair(1, bundle(seq)), now)
+                count = last - first + 1
+                me.repaired(cost_s * count)
+                out.append((now, peer, count))
+        if not effects:
+            now = max(now, me.next_deadline())
+            effects = [e for e in me.advance(now) if isinstance(e, Send)]
+        effects = [e for e in effects if isinstance(e, Send) and isinstance(e.message, Graft)]
+    return out
+
+
+def test_pages_are_so_far_apart_that_handling_them_is_a_small_part_of_a_nodes_time():
+    served = catch_up(up(), [P[1]], 0.0001, 7.0)
+    spent_s = 0.0001 * sum(count for when, _, count in served if when >= 1.0)
+    assert spent_s / 6.0 == pytest.approx(1 / (1 + REST_SHARE), rel=0.1)
+
+
+def test_links_take_turns_in_serving_a_page_at_a_time():
+    served = catch_up(up(4), P[1:4], 0.0001, 5.0)
+    whens = [when for when, *_ in served if when >= 1.0]
+    assert len(whens) == len(set(whens)) > 10
+    by_peer = Counter()
+    for when, peer, count in served:
+        by_peer[peer] += count if when >= 1.0 else 0
+    assert min(by_peer.values()) > 0.8 * max(by_peer.values())
+
+
+def test_a_page_that_cost_much_puts_off_the_next_one_by_half_a_second_at_most():
+    served = catch_up(up(), [P[1]], 0.1, 5.0)
+    whens = sorted({when for when, *_ in served})
+    assert len(whens) > 8
+    assert max(b - a for a, b in pairwise(whens)) <= REST_S_MAX + 1e-6
+
+
+def test_what_costs_nothing_is_not_spaced_out():
+    assert sum(count for *_, count in catch_up(up(), [P[1]], 0.0, 0.0, 5_000)) == 5_000
+
+
+def test_what_is_gone_cost_nothing_and_is_followed_by_the_next_page_at_once():
+    def serve(runs):
+        numbers = [seq for first, last in runs for seq in range(first, last + 1)]
+        out = [r for seq in numbers for r in asked(me.receive(P[1], Repair(1, bundle(seq)), 0.0))]
+        me.repaired(0.1 * len(numbers))
+        return out
+
+    me = up()
+    pages = asked(me.receive(P[1], rows((1, 60_000)), 0.0))
+    pages = serve(serve(pages))
+    # Its cost is known now: there is one page, and the next one has to wait.
+    assert len(pages) == 1
+    assert serve(pages) == []
+    [page] = [r for _, e in run(me, REST_S_MAX) for r in asked([e])][:1]
+    gone = GraftRefused(key("o"), 1, (page,), RefusedReason.GONE)
+    assert asked(me.receive(P[1], gone, REST_S_MAX))
 
 
 def strikes(out):
